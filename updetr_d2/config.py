@@ -1,0 +1,136 @@
+"""Every configuration key that updetr_d2 adds to Detectron2, with default, unit and source.
+
+"Paper" is Dai et al., *UP-DETR: Unsupervised Pre-training for Object Detection with Transformers*,
+CVPR 2021 (arXiv 2011.09094); "DETR" is Carion et al., ECCV 2020 (arXiv 2005.12872).
+"""
+
+from detectron2.config import CfgNode as CN
+
+
+def add_updetr_config(cfg: CN) -> None:
+    """Add the keys of updetr_d2, with their defaults, to a Detectron2 config.
+
+    Args:
+        cfg: the config to extend in place, usually fresh from ``detectron2.config.get_cfg()``.
+    """
+    _add_input_config(cfg)
+    _add_model_config(cfg)
+    _add_solver_config(cfg)
+
+
+def _add_input_config(cfg: CN) -> None:
+    # Images with a side shorter than this (px) are skipped; the official code skips sides <= 16 px.
+    cfg.INPUT.MIN_IMAGE_SIDE = 17
+
+    # --- Random query patches (paper, Section 3.1) ---
+    cfg.INPUT.QUERY_PATCH = CN()
+    # Side (px) of the square that every patch is resized to.
+    cfg.INPUT.QUERY_PATCH.SIZE = 128
+    # Shortest side (px, in the original image) that a random patch may have.
+    cfg.INPUT.QUERY_PATCH.MIN_SIZE = 8
+    # SimCLR-style augmentation of the patches; the images themselves are never augmented.
+    cfg.INPUT.QUERY_PATCH.COLOR_JITTER_PROB = 0.8
+    # Jitter strengths, as in torchvision.transforms.ColorJitter.
+    cfg.INPUT.QUERY_PATCH.BRIGHTNESS = 0.4
+    cfg.INPUT.QUERY_PATCH.CONTRAST = 0.4
+    cfg.INPUT.QUERY_PATCH.SATURATION = 0.4
+    cfg.INPUT.QUERY_PATCH.HUE = 0.1
+    cfg.INPUT.QUERY_PATCH.GRAYSCALE_PROB = 0.2
+    cfg.INPUT.QUERY_PATCH.BLUR_PROB = 0.5
+    # Range (px of the resized patch) that the sigma of the Gaussian blur is drawn from.
+    cfg.INPUT.QUERY_PATCH.BLUR_SIGMA = (0.1, 2.0)
+    # Seed of the fixed patches that evaluation draws from every image.
+    cfg.INPUT.QUERY_PATCH.EVAL_SEED = 0
+
+    # --- Scale-crop-scale branch of detection fine-tuning (DETR, Appendix A.4) ---
+    cfg.INPUT.DETR_CROP = CN()
+    # Probability of the branch; 0 turns it off.
+    cfg.INPUT.DETR_CROP.PROB = 0.5
+    # Short sides (px) of the resize before the crop.
+    cfg.INPUT.DETR_CROP.RESIZE_SIDES = (400, 500, 600)
+    # Range (px) that both sides of the crop are drawn from.
+    cfg.INPUT.DETR_CROP.CROP_SIDE_RANGE = (384, 600)
+
+    # Training stops when this many different images in a row cannot be used.
+    cfg.DATALOADER.MAX_CONSECUTIVE_FAILURES = 100
+
+
+def _add_model_config(cfg: CN) -> None:
+    # --- DETR ---
+    cfg.MODEL.DETR = CN()
+    # Foreground classes K; the class head has K + 1 outputs, the last one is "no object".
+    # 0 takes the number from the metadata of the training data set.
+    cfg.MODEL.DETR.NUM_CLASSES = 80
+    cfg.MODEL.DETR.NUM_QUERIES = 100
+    cfg.MODEL.DETR.HIDDEN_DIM = 256
+    cfg.MODEL.DETR.NHEADS = 8
+    cfg.MODEL.DETR.ENC_LAYERS = 6
+    cfg.MODEL.DETR.DEC_LAYERS = 6
+    cfg.MODEL.DETR.DIM_FEEDFORWARD = 2048
+    cfg.MODEL.DETR.DROPOUT = 0.1
+    # Layer norm before attention and FFN (UP-DETR) or after (DETR's own checkpoints).
+    cfg.MODEL.DETR.PRE_NORM = False
+    # Losses on every decoder layer, not only the last.
+    cfg.MODEL.DETR.DEEP_SUPERVISION = True
+    # Backbone feature that the transformer sees.
+    cfg.MODEL.DETR.IN_FEATURE = "res5"
+    # Refuse to start when MODEL.WEIGHTS holds nothing of the transformer.
+    cfg.MODEL.DETR.REQUIRE_PRETRAINED_TRANSFORMER = False
+
+    # --- UP-DETR pre-training (paper, Section 3) ---
+    cfg.MODEL.UPDETR = CN()
+    # Query patches M per image; must divide MODEL.DETR.NUM_QUERIES. 1 is the single-query version.
+    cfg.MODEL.UPDETR.NUM_PATCHES = 10
+    # Share of object queries that lose their patch in training.
+    cfg.MODEL.UPDETR.MASK_RATIO = 0.1
+    # Shuffle the object query embeddings in training (CVPR version; off in the released model).
+    cfg.MODEL.UPDETR.QUERY_SHUFFLE = False
+    # Patch feature reconstruction branch.
+    cfg.MODEL.UPDETR.FEATURE_RECON = True
+    # Freeze the whole CNN, not only the stages below MODEL.BACKBONE.FREEZE_AT.
+    cfg.MODEL.UPDETR.FREEZE_BACKBONE = True
+
+    # --- Matching and losses ---
+    cfg.MODEL.MATCHER = CN()
+    cfg.MODEL.MATCHER.NAME = "HungarianMatcher"
+    cfg.MODEL.MATCHER.COST_CLASS = 1.0
+    cfg.MODEL.MATCHER.COST_BBOX = 5.0
+    cfg.MODEL.MATCHER.COST_GIOU = 2.0
+
+    cfg.MODEL.CRITERION = CN()
+    cfg.MODEL.CRITERION.NAME = "SetCriterion"
+    cfg.MODEL.CRITERION.CLASS_WEIGHT = 1.0
+    cfg.MODEL.CRITERION.BBOX_WEIGHT = 5.0
+    cfg.MODEL.CRITERION.GIOU_WEIGHT = 2.0
+    cfg.MODEL.CRITERION.FEATURE_WEIGHT = 1.0
+    cfg.MODEL.CRITERION.MASK_WEIGHT = 1.0
+    cfg.MODEL.CRITERION.DICE_WEIGHT = 1.0
+    # Weight of the "no object" class in the classification loss.
+    cfg.MODEL.CRITERION.EOS_COEF = 0.1
+
+    # --- timm backbones (MODEL.BACKBONE.NAME: build_timm_backbone) ---
+    cfg.MODEL.TIMM = CN()
+    # Any timm model that supports features_only.
+    cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"
+    # Features to return; "res2" ... "res5" are strides 4 ... 32.
+    cfg.MODEL.TIMM.OUT_FEATURES = ["res5"]
+
+
+def _add_solver_config(cfg: CN) -> None:
+    # Schedule in passes over the training set. SOLVER.MAX_ITER and STEPS are derived from it and from
+    # SOLVER.IMS_PER_BATCH at start; 0 uses SOLVER.MAX_ITER and STEPS as they are.
+    cfg.SOLVER.EPOCHS = 0
+    # Epochs at which the learning rate is multiplied by SOLVER.GAMMA.
+    cfg.SOLVER.EPOCH_STEPS = ()
+    # Checkpoint and evaluation periods in epochs; 0 uses SOLVER.CHECKPOINT_PERIOD / TEST.EVAL_PERIOD.
+    cfg.SOLVER.CHECKPOINT_EPOCHS = 0
+    cfg.TEST.EVAL_EPOCHS = 0
+    # "ADAMW" or "SGD" (for the Faster R-CNN baselines).
+    cfg.SOLVER.OPTIMIZER = "ADAMW"
+    # Learning rate of the backbone relative to SOLVER.BASE_LR.
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+    # Autocast type under SOLVER.AMP.ENABLED: "bfloat16" or "float16" (with loss scaling, CUDA only).
+    cfg.SOLVER.AMP.DTYPE = "bfloat16"
+
+    # Images that evaluation draws predictions on, per data set (PNG files and TensorBoard).
+    cfg.TEST.VIS_IMAGES = 8
