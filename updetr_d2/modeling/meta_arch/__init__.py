@@ -1,0 +1,6 @@
+"""Meta-architectures, registered in Detectron2's ``META_ARCH_REGISTRY``."""
+
+from updetr_d2.modeling.meta_arch.detr import DETR
+from updetr_d2.modeling.meta_arch.updetr import UPDETR
+
+__all__ = ["DETR", "UPDETR"]

@@ -1,0 +1,67 @@
+"""The loss terms of DETR and UP-DETR as plain functions of matched pairs, one value per decoder layer.
+
+``L`` decoder layers, ``B`` images, ``N`` queries, ``K`` classes, ``P`` matched pairs of all layers.
+"""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from updetr_d2.modeling.box_ops import cxcywh_to_xyxy, generalized_iou
+
+
+def sum_per_layer(values: Tensor, layer: Tensor, num_layers: int) -> Tensor:
+    """Sum the values ``[P]`` of the pairs of each layer -> ``[L]``."""
+    return values.new_zeros(num_layers).index_add(0, layer, values)
+
+
+def classification_loss(logits: Tensor, target_classes: Tensor, class_weights: Tensor) -> Tensor:
+    """Cross-entropy over all queries, a weighted mean in each layer (DETR, Equation 2).
+
+    Args:
+        logits: float32 ``[L, B, N, K+1]``.
+        target_classes: int64 ``[L, B, N]`` in [0, K]; K is "no object".
+        class_weights: ``[K+1]``.
+
+    Returns:
+        ``[L]``
+    """
+    num_layers = logits.shape[0]
+    losses = F.cross_entropy(
+        logits.flatten(0, 2), target_classes.flatten(), weight=class_weights, reduction="none"
+    )
+    weights = class_weights[target_classes].reshape(num_layers, -1)
+    return losses.reshape(num_layers, -1).sum(dim=1) / weights.sum(dim=1)
+
+
+def box_l1_loss(boxes: Tensor, target_boxes: Tensor) -> Tensor:
+    """L1 distance of matched cxcywh boxes ``[P, 4]`` -> ``[P]``."""
+    return (boxes - target_boxes).abs().sum(dim=-1)
+
+
+def giou_loss(boxes: Tensor, target_boxes: Tensor) -> Tensor:
+    """1 − GIoU of matched cxcywh boxes ``[P, 4]`` -> ``[P]``, in [0, 2]."""
+    return 1 - generalized_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(target_boxes))
+
+
+def feature_reconstruction_loss(features: Tensor, target_features: Tensor) -> Tensor:
+    """Squared distance of l2-normalised features ``[P, D]`` -> ``[P]``, in [0, 4] (paper, Section 3.2)."""
+    difference = F.normalize(features, dim=-1) - F.normalize(target_features, dim=-1)
+    return difference.square().sum(dim=-1)
+
+
+def class_error(logits: Tensor, target_classes: Tensor) -> Tensor:
+    """Percentage of matched queries ``[P, K+1]`` whose best class is wrong; 100 if nothing is matched."""
+    if not len(target_classes):
+        return logits.new_tensor(100.0)
+    return 100 * (logits.argmax(dim=-1) != target_classes).float().mean()
+
+
+def cardinality_error(logits: Tensor, counts: Tensor) -> Tensor:
+    """Mean over images of |number of queries that are not "no object" − number of targets|.
+
+    Args:
+        logits: ``[B, N, K+1]``.
+        counts: ``[B]`` number of targets.
+    """
+    predicted = (logits.argmax(dim=-1) != logits.shape[-1] - 1).sum(dim=1)
+    return (predicted - counts).abs().float().mean()

@@ -1,0 +1,137 @@
+"""Bipartite matching of predictions and targets (DETR, Section 3.1), for all decoder layers at once."""
+
+from dataclasses import dataclass
+
+import torch
+from detectron2.config import configurable
+from detectron2.utils.registry import Registry
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from updetr_d2.modeling.box_ops import cxcywh_to_xyxy, generalized_iou
+from updetr_d2.modeling.targets import BatchTargets
+
+MATCHER_REGISTRY = Registry("MATCHER")
+MATCHER_REGISTRY.__doc__ = """
+Matchers: callables (logits [L,B,N,K+1], boxes [L,B,N,4], BatchTargets) -> Matches.
+"""
+
+
+def build_matcher(cfg):
+    """Build the matcher named by ``cfg.MODEL.MATCHER.NAME``."""
+    return MATCHER_REGISTRY.get(cfg.MODEL.MATCHER.NAME)(cfg)
+
+
+@dataclass
+class Matches:
+    """Matched (prediction, target) pairs of all layers and images, flattened; P pairs.
+
+    Attributes:
+        layer, image, query, target: int64 ``[P]`` indices; sorted by layer, then image, then query.
+    """
+
+    layer: Tensor
+    image: Tensor
+    query: Tensor
+    target: Tensor
+
+    def last_layer_only(self, num_layers: int) -> "Matches":
+        """The pairs of the last of ``num_layers`` layers. Every layer matches the same number of pairs."""
+        start = len(self.layer) // num_layers * (num_layers - 1)
+        return Matches(self.layer[start:], self.image[start:], self.query[start:], self.target[start:])
+
+
+@MATCHER_REGISTRY.register()
+class HungarianMatcher:
+    """Optimal one-to-one assignment of targets to predictions.
+
+    The cost of a pair is ``cost_bbox`` · L1(cx, cy, w, h) − ``cost_class`` · p(class) − ``cost_giou`` · GIoU.
+
+    Args:
+        cost_class, cost_bbox, cost_giou: weights of the three terms.
+
+    Raises:
+        ValueError: if all weights are zero.
+    """
+
+    @configurable
+    def __init__(self, *, cost_class: float = 1.0, cost_bbox: float = 5.0, cost_giou: float = 2.0) -> None:
+        if cost_class == cost_bbox == cost_giou == 0:
+            raise ValueError("MODEL.MATCHER.COST_CLASS, COST_BBOX and COST_GIOU must not all be 0.")
+        self.cost_class = cost_class
+        self.cost_bbox = cost_bbox
+        self.cost_giou = cost_giou
+
+    @classmethod
+    def from_config(cls, cfg):
+        return {
+            "cost_class": cfg.MODEL.MATCHER.COST_CLASS,
+            "cost_bbox": cfg.MODEL.MATCHER.COST_BBOX,
+            "cost_giou": cfg.MODEL.MATCHER.COST_GIOU,
+        }
+
+    @torch.no_grad()
+    def cost(self, logits: Tensor, boxes: Tensor, targets: BatchTargets) -> Tensor:
+        """Matching cost of every query and target of the same image.
+
+        Args:
+            logits: ``[L, B, N, K+1]``, any float type.
+            boxes: ``[L, B, N, 4]`` cxcywh in [0, 1], any float type.
+            targets: padded targets of the B images, T at most.
+
+        Returns:
+            float32 ``[L, B, N, T]``; columns of padding are meaningless.
+        """
+        probabilities = logits.float().softmax(dim=-1)
+        num_layers, _, num_queries = logits.shape[:3]
+        labels = targets.labels[None, :, None].expand(num_layers, -1, num_queries, -1)
+        class_probability = probabilities.gather(3, labels)
+        boxes = boxes.float()[:, :, :, None]
+        target_boxes = targets.boxes[None, :, None]
+        l1 = (boxes - target_boxes).abs().sum(dim=-1)
+        giou = generalized_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(target_boxes))
+        return self.cost_bbox * l1 - self.cost_class * class_probability - self.cost_giou * giou
+
+    @torch.no_grad()
+    def __call__(self, logits: Tensor, boxes: Tensor, targets: BatchTargets) -> Matches:
+        """Match every layer and image by itself.
+
+        Args: as for :meth:`cost`.
+
+        Returns:
+            the pairs, min(N, targets of the image) of them for each layer and image, on the logits' device.
+
+        Raises:
+            FloatingPointError: if a cost is not finite, naming the quantity that is to blame.
+        """
+        with torch.autocast(logits.device.type, enabled=False):
+            cost = self.cost(logits, boxes, targets).cpu()
+        if not torch.isfinite(cost).all():
+            raise FloatingPointError(_blame(logits, boxes, targets))
+        cost = cost.numpy()
+        pairs = []
+        for layer in range(cost.shape[0]):
+            for image, count in enumerate(targets.counts):
+                query, target = linear_sum_assignment(cost[layer, image, :, :count])
+                pairs.append(
+                    torch.stack(
+                        (
+                            torch.full((len(query),), layer),
+                            torch.full((len(query),), image),
+                            torch.from_numpy(query),
+                            torch.from_numpy(target),
+                        )
+                    )
+                )
+        indices = torch.cat(pairs, dim=1).to(logits.device, non_blocking=True)
+        return Matches(*indices.unbind())
+
+
+def _blame(logits: Tensor, boxes: Tensor, targets: BatchTargets) -> str:
+    quantities = {
+        "predicted class logits": logits,
+        "predicted boxes": boxes,
+        "target boxes": targets.boxes,
+    }
+    blamed = [name for name, value in quantities.items() if not torch.isfinite(value).all()]
+    return f"The matching cost is not finite because of: {', '.join(blamed) or 'an overflow in the cost'}."

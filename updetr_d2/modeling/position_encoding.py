@@ -1,0 +1,50 @@
+"""Sine position encoding of image features (DETR, Appendix A.4), after "Attention is all you need"."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class SinePositionEncoding(nn.Module):
+    """Normalised 2-D sine encoding: half of the channels encode y, the other half x.
+
+    Args:
+        hidden_dim: number of channels C of the encoding, a multiple of 4.
+        temperature: base of the geometric series of wavelengths.
+        scale: the normalised coordinates span (0, scale], in radians.
+        eps: guards the division for fully padded rows or columns.
+    """
+
+    def __init__(
+        self, hidden_dim: int, *, temperature: float = 10000.0, scale: float = 2 * math.pi, eps: float = 1e-6
+    ) -> None:
+        super().__init__()
+        if hidden_dim % 4:
+            raise ValueError(f"MODEL.DETR.HIDDEN_DIM is {hidden_dim}; sine encoding needs a multiple of 4.")
+        self.num_features = hidden_dim // 2
+        self.temperature = temperature
+        self.scale = scale
+        self.eps = eps
+
+    def forward(self, padding_mask: Tensor) -> Tensor:
+        """
+        Args:
+            padding_mask: bool ``[B, H, W]``, True on padding.
+
+        Returns:
+            float32 ``[B, C, H, W]``; coordinates count the pixels that are not padding.
+        """
+        valid = (~padding_mask).float()
+        y = valid.cumsum(dim=1)
+        x = valid.cumsum(dim=2)
+        y = y / (y[:, -1:, :] + self.eps) * self.scale
+        x = x / (x[:, :, -1:] + self.eps) * self.scale
+        return torch.cat((self._encode(y), self._encode(x)), dim=3).permute(0, 3, 1, 2)
+
+    def _encode(self, coordinate: Tensor) -> Tensor:
+        """``[B, H, W]`` in radians -> ``[B, H, W, C/2]`` with sines and cosines interleaved."""
+        pairs = torch.arange(self.num_features // 2, dtype=torch.float32, device=coordinate.device)
+        wavelengths = self.temperature ** (2 * pairs / self.num_features)
+        angles = coordinate[..., None] / wavelengths
+        return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(3)

@@ -1,0 +1,46 @@
+"""Ground truth of a batch in the one padded form that matcher and criterion share."""
+
+from dataclasses import dataclass
+
+import torch
+from detectron2.structures import Instances
+from torch import Tensor
+
+from updetr_d2.modeling.box_ops import xyxy_to_cxcywh
+
+
+@dataclass
+class BatchTargets:
+    """Targets of B images, padded to the largest number T of targets in an image.
+
+    Attributes:
+        labels: int64 ``[B, T]``, classes in [0, K); 0 on padding.
+        boxes: float32 ``[B, T, 4]``, (cx, cy, w, h) as fractions of the image; the whole image on padding.
+        counts: number of targets of every image, on the host.
+        masks: bool ``[B, T, h, w]`` padded to the batch, or None.
+        features: ``[B, T, D]`` features to reconstruct, or None.
+    """
+
+    labels: Tensor
+    boxes: Tensor
+    counts: list[int]
+    masks: Tensor | None = None
+    features: Tensor | None = None
+
+    @classmethod
+    def from_instances(cls, instances: list[Instances], device: torch.device) -> "BatchTargets":
+        """Pad the ``gt_boxes`` and ``gt_classes`` of every image; one transfer each to ``device``."""
+        counts = [len(x) for x in instances]
+        size = max(counts, default=0)
+        labels = torch.zeros(len(instances), size, dtype=torch.int64)
+        boxes = torch.tensor([0.5, 0.5, 1.0, 1.0]).repeat(len(instances), size, 1)
+        for i, (image_targets, count) in enumerate(zip(instances, counts)):
+            height, width = image_targets.image_size
+            scale = torch.tensor([width, height, width, height], dtype=torch.float32)
+            labels[i, :count] = image_targets.gt_classes
+            boxes[i, :count] = xyxy_to_cxcywh(image_targets.gt_boxes.tensor.float() / scale)
+        return cls(
+            labels=labels.to(device, non_blocking=True),
+            boxes=boxes.to(device, non_blocking=True),
+            counts=counts,
+        )

@@ -1,0 +1,231 @@
+"""The encoder-decoder transformer of DETR (arXiv 2005.12872, Appendix A.3) in post-norm and pre-norm form.
+
+Parameter names are those of the official code, so its checkpoints load as they are. All is batch-first:
+``B`` batch, ``S`` image tokens (H*W), ``N`` object queries, ``L`` decoder layers, ``C`` hidden channels.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class TransformerLayer(nn.Module):
+    """What encoder and decoder layers share: self-attention, a feed-forward network, residual blocks.
+
+    Args:
+        hidden_dim: channels C.
+        num_heads: attention heads; divides C.
+        dim_feedforward: hidden width of the feed-forward network.
+        dropout: probability, in [0, 1).
+        pre_norm: normalise before (True) or after (False) each block.
+    """
+
+    def __init__(
+        self, *, hidden_dim: int, num_heads: int, dim_feedforward: int, dropout: float, pre_norm: bool
+    ) -> None:
+        super().__init__()
+        self.pre_norm = pre_norm
+        self.self_attn = nn.MultiheadAttention(hidden_dim, num_heads, dropout=dropout, batch_first=True)
+        self.linear1 = nn.Linear(hidden_dim, dim_feedforward)
+        self.dropout = nn.Dropout(dropout)
+        self.linear2 = nn.Linear(dim_feedforward, hidden_dim)
+        self.norm1 = nn.LayerNorm(hidden_dim)
+        self.norm2 = nn.LayerNorm(hidden_dim)
+        self.dropout1 = nn.Dropout(dropout)
+        self.dropout2 = nn.Dropout(dropout)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        return self.linear2(self.dropout(F.relu(self.linear1(x))))
+
+    def residual(
+        self, x: Tensor, block: Callable[[Tensor], Tensor], norm: nn.LayerNorm, dropout: nn.Dropout
+    ) -> Tensor:
+        if self.pre_norm:
+            return x + dropout(block(norm(x)))
+        return norm(x + dropout(block(x)))
+
+
+class TransformerEncoderLayer(TransformerLayer):
+    """Self-attention over the image tokens, then the feed-forward network."""
+
+    def forward(self, x: Tensor, *, position: Tensor, padding_mask: Tensor | None) -> Tensor:
+        """
+        Args:
+            x: tokens ``[B, S, C]``.
+            position: position encoding ``[B, S, C]``, added to queries and keys only.
+            padding_mask: bool ``[B, S]``, True on padding, or None without padding.
+
+        Returns:
+            ``[B, S, C]``
+        """
+
+        def attend(tokens: Tensor) -> Tensor:
+            query = tokens + position
+            return self.self_attn(query, query, tokens, key_padding_mask=padding_mask, need_weights=False)[0]
+
+        x = self.residual(x, attend, self.norm1, self.dropout1)
+        return self.residual(x, self.feed_forward, self.norm2, self.dropout2)
+
+
+class TransformerDecoderLayer(TransformerLayer):
+    """Self-attention over the object queries, attention over the image tokens, feed-forward network."""
+
+    def __init__(self, *, hidden_dim: int, num_heads: int, dropout: float, **kwargs) -> None:
+        super().__init__(hidden_dim=hidden_dim, num_heads=num_heads, dropout=dropout, **kwargs)
+        self.multihead_attn = nn.MultiheadAttention(hidden_dim, num_heads, dropout=dropout, batch_first=True)
+        self.norm3 = nn.LayerNorm(hidden_dim)
+        self.dropout3 = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        memory: Tensor,
+        memory_key: Tensor,
+        query_position: Tensor,
+        query_mask: Tensor | None,
+        padding_mask: Tensor | None,
+    ) -> Tensor:
+        """
+        Args:
+            x: content of the queries ``[B, N, C]``.
+            memory: encoder output ``[B, S, C]``, the values of the cross-attention.
+            memory_key: encoder output plus position encoding ``[B, S, C]``, its keys.
+            query_position: position of the queries ``[B, N, C]``.
+            query_mask: bool ``[N, N]``, True where self-attention is forbidden, or None.
+            padding_mask: bool ``[B, S]``, True on padding, or None without padding.
+
+        Returns:
+            ``[B, N, C]``
+        """
+
+        def attend_queries(content: Tensor) -> Tensor:
+            query = content + query_position
+            return self.self_attn(query, query, content, attn_mask=query_mask, need_weights=False)[0]
+
+        def attend_image(content: Tensor) -> Tensor:
+            query = content + query_position
+            return self.multihead_attn(
+                query, memory_key, memory, key_padding_mask=padding_mask, need_weights=False
+            )[0]
+
+        x = self.residual(x, attend_queries, self.norm1, self.dropout1)
+        x = self.residual(x, attend_image, self.norm2, self.dropout2)
+        return self.residual(x, self.feed_forward, self.norm3, self.dropout3)
+
+
+class TransformerEncoder(nn.Module):
+    """A stack of encoder layers, with a final layer norm in the pre-norm form only."""
+
+    def __init__(self, layers: list[TransformerEncoderLayer], norm: nn.LayerNorm | None) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.norm = norm
+
+    def forward(self, x: Tensor, *, position: Tensor, padding_mask: Tensor | None) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, position=position, padding_mask=padding_mask)
+        return x if self.norm is None else self.norm(x)
+
+
+class TransformerDecoder(nn.Module):
+    """A stack of decoder layers; one shared layer norm on the output of every layer."""
+
+    def __init__(self, layers: list[TransformerDecoderLayer], norm: nn.LayerNorm) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.norm = norm
+
+    def forward(self, x: Tensor, **context: Tensor | None) -> Tensor:
+        outputs = []
+        for layer in self.layers:
+            x = layer(x, **context)
+            outputs.append(x)
+        return self.norm(torch.stack(outputs))
+
+
+class Transformer(nn.Module):
+    """DETR's transformer. The content input of the decoder is zero: queries enter as positions only.
+
+    Args:
+        hidden_dim: channels C.
+        num_heads: attention heads; divides C.
+        num_encoder_layers, num_decoder_layers: depth.
+        dim_feedforward: hidden width of the feed-forward networks.
+        dropout: probability, in [0, 1).
+        pre_norm: pre-norm layers (UP-DETR) instead of post-norm ones (DETR).
+
+    Raises:
+        ValueError: if ``num_heads`` does not divide ``hidden_dim``.
+    """
+
+    def __init__(
+        self,
+        *,
+        hidden_dim: int = 256,
+        num_heads: int = 8,
+        num_encoder_layers: int = 6,
+        num_decoder_layers: int = 6,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        pre_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        if hidden_dim % num_heads:
+            raise ValueError(
+                f"MODEL.DETR.HIDDEN_DIM ({hidden_dim}) must be a multiple of MODEL.DETR.NHEADS ({num_heads})."
+            )
+        layer_args = {
+            "hidden_dim": hidden_dim,
+            "num_heads": num_heads,
+            "dim_feedforward": dim_feedforward,
+            "dropout": dropout,
+            "pre_norm": pre_norm,
+        }
+        self.encoder = TransformerEncoder(
+            [TransformerEncoderLayer(**layer_args) for _ in range(num_encoder_layers)],
+            nn.LayerNorm(hidden_dim) if pre_norm else None,
+        )
+        self.decoder = TransformerDecoder(
+            [TransformerDecoderLayer(**layer_args) for _ in range(num_decoder_layers)],
+            nn.LayerNorm(hidden_dim),
+        )
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+
+    def forward(
+        self,
+        features: Tensor,
+        *,
+        position: Tensor,
+        query_position: Tensor,
+        padding_mask: Tensor | None = None,
+        query_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            features: projected backbone features ``[B, C, H, W]``.
+            position: position encoding ``[B, C, H, W]``.
+            query_position: object queries ``[B, N, C]``.
+            padding_mask: bool ``[B, H, W]``, True on padding, or None if there is none.
+            query_mask: bool ``[N, N]``, True where one query must not attend to another, or None.
+
+        Returns:
+            decoder states ``[L, B, N, C]`` of all layers and encoder memory ``[B, C, H, W]``.
+        """
+        tokens = features.flatten(2).transpose(1, 2)
+        token_position = position.flatten(2).transpose(1, 2)
+        token_padding = None if padding_mask is None else padding_mask.flatten(1)
+        memory = self.encoder(tokens, position=token_position, padding_mask=token_padding)
+        states = self.decoder(
+            torch.zeros_like(query_position),
+            memory=memory,
+            memory_key=memory + token_position,
+            query_position=query_position,
+            query_mask=query_mask,
+            padding_mask=token_padding,
+        )
+        return states, memory.transpose(1, 2).unflatten(2, features.shape[-2:])
