@@ -1,0 +1,28 @@
+"""The cache folder follows its environment variable and says clearly when it cannot be written."""
+
+import pytest
+
+from updetr_d2.data.cache import cache_folder, cache_root
+
+
+def test_folder_is_created_below_the_variable(tmp_path, monkeypatch):
+    monkeypatch.setenv("UPDETR_D2_CACHE", str(tmp_path / "cache"))
+    assert cache_root() == tmp_path / "cache"
+    assert not cache_root().exists()
+    folder = cache_folder("a", "b")
+    assert folder == tmp_path / "cache" / "a" / "b"
+    assert folder.is_dir()
+    assert cache_folder("a", "b") == folder
+
+
+def test_default_is_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.delenv("UPDETR_D2_CACHE", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_root() == tmp_path / ".cache" / "updetr_d2"
+
+
+def test_unusable_folder_is_one_clear_error(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("UPDETR_D2_CACHE", str(tmp_path / "file"))
+    with pytest.raises(RuntimeError, match="UPDETR_D2_CACHE"):
+        cache_folder("a")
