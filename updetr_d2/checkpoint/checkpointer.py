@@ -1,0 +1,71 @@
+"""Detectron2's checkpointer with safe reading and an account of what a pre-trained checkpoint gave."""
+
+import logging
+
+from detectron2.checkpoint import DetectionCheckpointer
+from tabulate import tabulate
+
+from updetr_d2.checkpoint.safe_loading import load_state_file
+
+logger = logging.getLogger(__name__)
+
+PRETRAINING_META_ARCHITECTURE = "UPDETR"
+
+
+class UPDETRCheckpointer(DetectionCheckpointer):
+    """Saves the name of the meta-architecture beside the weights, and loads weights without running code.
+
+    A checkpoint of UP-DETR pre-training that is loaded into another meta-architecture leaves out the
+    parameters under the prefixes in the model's ``left_out_of_pretraining``, such as the class head.
+    """
+
+    loaded_keys: frozenset[str] | set[str] = frozenset()
+
+    def save(self, name: str, **kwargs) -> None:
+        super().save(name, meta_architecture=type(self.model).__name__, **kwargs)
+
+    def _load_file(self, filename: str) -> dict:
+        if not filename.endswith(".pkl"):
+            return super()._load_file(filename)
+        content = load_state_file(filename)
+        if "model" in content and "__author__" in content:
+            return content
+        weights = content.get("blobs", content)  # Caffe2 files: "blobs" in detection models only
+        weights = {key: value for key, value in weights.items() if not key.endswith("_momentum")}
+        return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+
+    def _torch_load(self, f: str) -> dict:
+        return load_state_file(f)
+
+    def _load_model(self, checkpoint: dict):
+        weights = checkpoint["model"]
+        left_out = []
+        if is_pretraining_checkpoint(checkpoint):
+            prefixes = tuple(f"{name}." for name in getattr(self.model, "left_out_of_pretraining", ()))
+            left_out = [key for key in weights if key.startswith(prefixes)]
+            for key in left_out:
+                del weights[key]
+        given = set(weights)
+        incompatible = super()._load_model(checkpoint)
+        self._log_loaded(given, left_out, incompatible)
+        return incompatible
+
+    def _log_loaded(self, given: set[str], left_out: list[str], incompatible) -> None:
+        wrong_shape = {key for key, *_ in incompatible.incorrect_shapes}
+        loaded = given - set(incompatible.unexpected_keys) - wrong_shape
+        self.loaded_keys = loaded
+        parts = sorted({key.split(".")[0] for key in (*self.model.state_dict(), *given, *left_out)})
+        columns = (loaded, left_out, wrong_shape, incompatible.missing_keys, incompatible.unexpected_keys)
+        rows = [
+            (part, *(sum(key.split(".")[0] == part for key in keys) for keys in columns)) for part in parts
+        ]
+        headers = ("part", "loaded", "left out", "wrong shape", "not in checkpoint", "not in model")
+        logger.info("Tensors taken from the checkpoint:\n%s", tabulate(rows, headers, tablefmt="pipe"))
+
+
+def is_pretraining_checkpoint(checkpoint: dict) -> bool:
+    """Whether a checkpoint comes from UP-DETR pre-training, ours or a converted official one."""
+    name = checkpoint.get("meta_architecture")
+    if name is not None:
+        return name == PRETRAINING_META_ARCHITECTURE
+    return any(key.startswith("patch2query.") for key in checkpoint["model"])

@@ -1,0 +1,280 @@
+"""Checkpoints of other projects to ours and back, as pure functions on loaded checkpoints.
+
+``convert(load_state_file(path), source="up-detr")`` gives what Detectron2's ``DetectionCheckpointer`` loads
+by exact names, and a report that accounts for every tensor. The names themselves are in ``layouts.py``.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from updetr_d2.checkpoint import class_rows, layouts
+from updetr_d2.checkpoint.safe_loading import CheckpointError
+
+StateDict = dict[str, torch.Tensor]
+
+# Entry beside "model" for the rows of COCO's class head that no category uses; `restore` puts them back.
+UNUSED_ROWS = "class_embed_unused_rows"
+
+# A result with less than this share of the tensors that such a model has is refused.
+_LEAST_MATCHED = 0.5
+
+
+@dataclass(frozen=True)
+class Source:
+    """One layout that checkpoints come in.
+
+    Args:
+        pairs: their and our names, from the keys of a state dict (see ``layouts.py``).
+        prefixes: what may stand before each of their names; the first one found is removed.
+        restorable: whether :func:`restore` can write this layout.
+        notes: what the user should know about configs.
+    """
+
+    pairs: Callable[[Iterable[str]], layouts.Pairs]
+    prefixes: tuple[str, ...] = ("", "module.")
+    restorable: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def _resnet_pairs(keys: Iterable[str]) -> layouts.Pairs:
+    return [(theirs, "backbone." + ours) for theirs, ours in layouts.resnet_pairs(keys)]
+
+
+_MOCO_PREFIXES = tuple(
+    f"{wrapper}{encoder}." for wrapper in ("module.", "") for encoder in ("encoder_q", "base_encoder")
+)
+
+SOURCES = {
+    "up-detr": Source(layouts.updetr_pairs, restorable=True),
+    "detr": Source(layouts.detr_pairs, restorable=True),
+    "detr-panoptic": Source(
+        layouts.detr_panoptic_pairs,
+        restorable=True,
+        notes=(
+            "set MODEL.MASK_HEAD.SOFTMAX_OVER_HEADS to True for weights trained with DETR's code (its released "
+            "ones) and to False for weights trained with UP-DETR's code",
+        ),
+    ),
+    "transformers-detr": Source(
+        layouts.transformers_detr_pairs,
+        prefixes=("",),
+        notes=("for segmentation models set MODEL.MASK_HEAD.SOFTMAX_OVER_HEADS to True",),
+    ),
+    "torchvision": Source(_resnet_pairs),
+    "swav": Source(_resnet_pairs, prefixes=("module.", "")),
+    "moco": Source(_resnet_pairs, prefixes=_MOCO_PREFIXES),
+    "efficientnet-lite0": Source(
+        layouts.efficientnet_lite0_pairs,
+        notes=(
+            "use it with MODEL.BACKBONE.NAME build_timm_backbone, MODEL.TIMM.NAME tf_efficientnet_lite0, "
+            "MODEL.PIXEL_MEAN [127, 127, 127] and MODEL.PIXEL_STD [128, 128, 128]",
+        ),
+    ),
+}
+
+_DROP_REASONS = [
+    (r"(^|\.)num_batches_tracked$", "BatchNorm counter, which frozen BatchNorm does not have"),
+    (r"encoder_k\.|momentum_encoder\.", "momentum copy of the encoder"),
+    (r"(^|\.)queue(_ptr)?$", "queue of negatives"),
+    (r"predictor\.", "projection or prediction head"),
+    (r"(^|\.)(projection_head|prototypes|fc|_fc)\b", "head of the task that it was trained for"),
+    (r"^(_conv_head|_bn1)\.", "head of the task that it was trained for"),
+    (r"^(patch2query|feature_align)\.", "used in pre-training only"),
+]
+
+
+@dataclass
+class ConversionReport:
+    """What became of every tensor.
+
+    Attributes:
+        kept: names that stay as they are.
+        renamed: ``(old, new)`` names.
+        dropped: ``(name, why)`` of tensors that are not carried over.
+        missing: names in the target layout that the source has no tensor for.
+        notes: what else the user should know (class rows, config values).
+    """
+
+    kept: list[str] = field(default_factory=list)
+    renamed: list[tuple[str, str]] = field(default_factory=list)
+    dropped: list[tuple[str, str]] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def matched_share(self) -> float:
+        """Share of the tensors of such a model that were found, in 0-1."""
+        matched = len(self.kept) + len(self.renamed)
+        return matched / max(matched + len(self.missing), 1)
+
+
+def convert(checkpoint: dict[str, Any], *, source: str) -> tuple[dict[str, Any], ConversionReport]:
+    """Convert a checkpoint of another project.
+
+    Args:
+        checkpoint: a state dict, or a dict that holds one as ``model`` or ``state_dict``; not changed.
+        source: a name in :data:`SOURCES`.
+
+    Returns:
+        A checkpoint that ``MODEL.WEIGHTS`` takes: ``model`` (our names, same tensors), ``__author__``,
+        ``matching_heuristics`` False and, for COCO class heads, ``class_embed_unused_rows``.
+
+    Raises:
+        CheckpointError: if there are no tensors or most of such a model's tensors are not there.
+    """
+    state = stack_projections(state_dict_of(checkpoint))
+    model, report = _convert_names(state, source)
+    if report.matched_share < _LEAST_MATCHED:
+        raise CheckpointError(_mismatch_message(state, source, report))
+    converted = {"model": model, "__author__": "updetr_d2", "matching_heuristics": False}
+    unused = _keep_coco_rows(model, report)
+    if unused is not None:
+        converted[UNUSED_ROWS] = unused
+    report.notes += SOURCES[source].notes
+    return converted, report
+
+
+def restore(checkpoint: dict[str, Any], *, source: str) -> tuple[dict[str, Any], ConversionReport]:
+    """Write a checkpoint of ours in the official layout: the reverse of :func:`convert`, bit for bit.
+
+    Args:
+        checkpoint: a converted checkpoint or one of our training runs; not changed.
+        source: a restorable name in :data:`SOURCES`.
+
+    Returns:
+        ``{"model": official state dict}`` and the report.
+
+    Raises:
+        CheckpointError: if the source cannot be restored or the checkpoint does not hold such a model.
+    """
+    if not SOURCES[source].restorable:
+        names = ", ".join(name for name, layout in SOURCES.items() if layout.restorable)
+        raise CheckpointError(f"The layout of {source} cannot be written; these can: {names}.")
+    state = state_dict_of(checkpoint)
+    pairs = [(ours, theirs) for theirs, ours in SOURCES[source].pairs(state)]
+    model, report = _rename(state, pairs)
+    if report.matched_share < _LEAST_MATCHED:
+        raise CheckpointError(
+            f"Only {len(report.kept) + len(report.renamed)} tensors of this checkpoint belong to a {source} "
+            "model of updetr_d2; is it one of ours, and is --source right?"
+        )
+    _restore_coco_rows(model, checkpoint.get(UNUSED_ROWS), report)
+    return {"model": model}, report
+
+
+def state_dict_of(checkpoint: dict[str, Any]) -> StateDict:
+    """The state dict inside a checkpoint, without entries that are not tensors.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    for key in ("model", "state_dict"):
+        if isinstance(checkpoint.get(key), dict):
+            checkpoint = checkpoint[key]
+            break
+    state = {name: tensor for name, tensor in checkpoint.items() if isinstance(tensor, torch.Tensor)}
+    if not state:
+        entries = ", ".join(str(key) for key in list(checkpoint)[:5]) or "nothing"
+        raise CheckpointError(f"The checkpoint holds no tensors where weights should be, only: {entries}.")
+    return state
+
+
+def stack_projections(state: StateDict) -> StateDict:
+    """Join separate ``q_proj``, ``k_proj``, ``v_proj`` tensors as ``[qkv]_proj``, in PyTorch's order.
+
+    Args:
+        state: any state dict; one without such tensors comes back as it is.
+    """
+    stacked = {}
+    for name, tensor in state.items():
+        match = re.fullmatch(r"(.*_attn\.)([qkv])_proj\.(weight|bias)", name)
+        parts = [f"{match[1]}{part}_proj.{match[3]}" for part in "qkv"] if match else []
+        if not match or not all(part in state for part in parts):
+            stacked[name] = tensor
+        elif match[2] == "q":
+            stacked[f"{match[1]}[qkv]_proj.{match[3]}"] = torch.cat([state[part] for part in parts])
+    return stacked
+
+
+def _convert_names(state: StateDict, source: str) -> tuple[StateDict, ConversionReport]:
+    """Apply a source's names to a state dict, with the best-matching of its prefixes."""
+    attempts = []
+    for prefix in SOURCES[source].prefixes:
+        bare = [key.removeprefix(prefix) for key in state if key.startswith(prefix)]
+        pairs = [(prefix + theirs, ours) for theirs, ours in SOURCES[source].pairs(bare)]
+        attempts.append(_rename(state, pairs))
+    return max(attempts, key=lambda attempt: attempt[1].matched_share)
+
+
+def _rename(state: StateDict, pairs: layouts.Pairs) -> tuple[StateDict, ConversionReport]:
+    names = dict(pairs)
+    model, report = {}, ConversionReport()
+    for name, tensor in state.items():
+        if name not in names:
+            report.dropped.append((name, _drop_reason(name)))
+            continue
+        model[names[name]] = tensor
+        if names[name] == name:
+            report.kept.append(name)
+        else:
+            report.renamed.append((name, names[name]))
+    report.missing = [name for name in names.values() if name not in model]
+    return model, report
+
+
+def _drop_reason(name: str) -> str:
+    return next((reason for pattern, reason in _DROP_REASONS if re.search(pattern, name)), "no place for it")
+
+
+def _mismatch_message(state: StateDict, source: str, report: ConversionReport) -> str:
+    matched = len(report.kept) + len(report.renamed)
+    scores = {name: _convert_names(state, name)[1].matched_share for name in SOURCES}
+    best = max(scores, key=scores.__getitem__)
+    hint = f"it looks like --source {best}" if scores[best] >= _LEAST_MATCHED else "no known --source fits it"
+    return (
+        f"This is not a {source} checkpoint: only {matched} of {matched + len(report.missing)} tensors of such "
+        f"a model were found among {len(state)} (such as {next(iter(state))}); {hint}."
+    )
+
+
+def _class_head(model: StateDict) -> tuple[str, class_rows.Rows]:
+    """Prefix of the class head in either layout, with its weight and bias (nothing if it is not whole)."""
+    prefix = next((p for p in ("class_embed.", "detr.class_embed.") if f"{p}bias" in model), "")
+    head = {name: model.get(f"{prefix}{name}") for name in ("weight", "bias")}
+    return prefix, head if all(tensor is not None for tensor in head.values()) else {}
+
+
+def _keep_coco_rows(model: StateDict, report: ConversionReport) -> class_rows.Rows | None:
+    prefix, head = _class_head(model)
+    if not head:
+        return None
+    kept, unused = class_rows.to_contiguous(head)
+    model.update({prefix + name: tensor for name, tensor in kept.items()})
+    if unused is not None:
+        report.notes.append(
+            f"class_embed: {len(head['bias'])} rows of COCO's ids became {len(kept['bias'])} in contiguous order"
+        )
+    report.notes.append(
+        f"set MODEL.DETR.NUM_CLASSES {len(kept['bias']) - 1}, "
+        f"MODEL.DETR.NUM_QUERIES {len(model.get('query_embed.weight', ()))}, "
+        f"MODEL.DETR.PRE_NORM {'transformer.encoder.norm.weight' in model}"
+    )
+    return unused
+
+
+def _restore_coco_rows(model: StateDict, unused: class_rows.Rows | None, report: ConversionReport) -> None:
+    prefix, head = _class_head(model)
+    if not head:
+        return
+    official = class_rows.to_official(head, unused)
+    model.update({prefix + name: tensor for name, tensor in official.items()})
+    before, after = len(head["bias"]), len(official["bias"])
+    if before != after:
+        fill = "as they were" if unused is not None else "with probability 0"
+        report.notes.append(
+            f"class_embed: {before} rows became {after} of COCO's ids, the unused ones {fill}"
+        )
