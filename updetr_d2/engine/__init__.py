@@ -1,0 +1,1 @@
+"""Training: trainer, step, schedule, optimiser, hooks."""

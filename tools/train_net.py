@@ -1,0 +1,62 @@
+#!/usr/bin/env python
+"""Pre-train, fine-tune or evaluate a model: Detectron2's command line, for all tasks of updetr_d2.
+
+    python tools/train_net.py --config-file configs/pretrain/updetr_r50_imagenet_60ep.yaml --num-gpus 8 \
+        DATASETS.TRAIN '("folder:/data/photos",)' OUTPUT_DIR output/photos
+
+``--resume`` continues an interrupted run, ``--eval-only`` evaluates MODEL.WEIGHTS (or, with ``--resume``, the
+last checkpoint). ``torchrun --nproc_per_node 8 tools/train_net.py ...`` works as well.
+"""
+
+import sys
+from argparse import Namespace
+
+from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import default_argument_parser, default_setup
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+
+from updetr_d2 import add_updetr_config
+from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
+from updetr_d2.data.sources import ensure_registered
+from updetr_d2.engine.launch import launch
+from updetr_d2.engine.trainer import UPDETRTrainer
+from updetr_d2.engine.validation import check_config
+
+
+def setup(args: Namespace) -> CfgNode:
+    """Read and check the config, register the data sets that it names, start logging."""
+    cfg = get_cfg()
+    add_updetr_config(cfg)
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    check_config(cfg)
+    ensure_registered((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+    cfg.freeze()
+    default_setup(cfg, args)
+    return cfg
+
+
+def evaluate(cfg: CfgNode, resume: bool) -> dict:
+    model = UPDETRTrainer.build_model(cfg)
+    UPDETRCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    results = UPDETRTrainer.test(cfg, model)
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return results
+
+
+def main(args: Namespace) -> dict | None:
+    cfg = setup(args)
+    if args.eval_only:
+        return evaluate(cfg, args.resume)
+    trainer = UPDETRTrainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+if __name__ == "__main__":
+    arguments = default_argument_parser(__doc__).parse_args()
+    if not arguments.config_file:
+        sys.exit("Name a config with --config-file; configs/ holds one for each recipe.")
+    launch(main, arguments)

@@ -1,0 +1,107 @@
+"""Training hooks: checkpoints with the position in the data stream, skipped files, pictures."""
+
+import logging
+import os
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from fvcore.common.checkpoint import PeriodicCheckpointer
+
+from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
+from updetr_d2.data.loader import build_test_loader
+from updetr_d2.data.mappers import build_mapper
+from updetr_d2.visualization import draw_query_patch_sample, save_picture
+
+logger = logging.getLogger(__name__)
+
+
+class CheckpointHook(HookBase):
+    """Save a checkpoint periodically and at the end, with every process's position in its data stream.
+
+    Args:
+        checkpointer: writes the files, on the main process.
+        period: iterations between checkpoints.
+    """
+
+    def __init__(self, checkpointer: UPDETRCheckpointer, period: int) -> None:
+        self.checkpointer = checkpointer
+        self.period = period
+
+    def before_train(self) -> None:
+        self.periodic = PeriodicCheckpointer(self.checkpointer, self.period, max_iter=self.trainer.max_iter)
+
+    def after_step(self) -> None:
+        iteration = self.trainer.iter
+        if (iteration + 1) % self.period == 0 or iteration + 1 >= self.trainer.max_iter:
+            states = comm.gather(self.trainer.data_loader.state_dict())
+            self.periodic.step(iteration, data_loader=states)
+
+    @staticmethod
+    def restore_data_loader(data_loader, checkpoint: dict) -> None:
+        """Set the loader of this process to where the checkpoint left it.
+
+        With another number of processes the streams cannot be continued exactly: the loader starts at the
+        furthest position, and a warning says so.
+        """
+        states = checkpoint.get("data_loader")
+        if not states:
+            return
+        if len(states) == comm.get_world_size():
+            data_loader.load_state_dict(states[comm.get_rank()])
+            return
+        logger.warning(
+            "The checkpoint was written by %d processes and %d continue it: the order of the images changes.",
+            len(states),
+            comm.get_world_size(),
+        )
+        furthest = max(state["next_position"] for state in states)
+        data_loader.load_state_dict({**states[0], "next_position": furthest, "pending": []})
+
+
+class SkippedFilesReport(HookBase):
+    """At the end of training, say how many files could not be used, over all processes."""
+
+    def after_train(self) -> None:
+        skipped = self.trainer.data_loader.skipped_files
+        logger.info("Files skipped in training: %s", skipped.summary())
+
+
+class QueryPatchPictures(HookBase):
+    """Every ``VIS_PERIOD`` iterations, draw what the model finds on a few fixed images.
+
+    Args:
+        cfg: ``VIS_PERIOD``, ``TEST.VIS_IMAGES`` and ``DATASETS`` are read; the images come from the first
+            test set, or from the first training set if there is none.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.cfg = cfg
+        self.samples: list[dict] = []
+
+    def before_train(self) -> None:
+        if not comm.is_main_process():
+            return
+        name = (*self.cfg.DATASETS.TEST, *self.cfg.DATASETS.TRAIN)[0]
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.DATALOADER.NUM_WORKERS = 0
+        for batch in build_test_loader(cfg, name, mapper=build_mapper(cfg, is_train=False), split=False):
+            self.samples += batch
+            if len(self.samples) >= cfg.TEST.VIS_IMAGES:
+                break
+
+    def after_step(self) -> None:
+        if not self.samples or (self.trainer.iter + 1) % self.cfg.VIS_PERIOD:
+            return
+        model = getattr(self.trainer.model, "module", self.trainer.model)
+        model.eval()
+        with torch.no_grad():
+            outputs = [model([sample])[0] for sample in self.samples]
+        model.train()
+        for i, (sample, output) in enumerate(zip(self.samples, outputs)):
+            picture = draw_query_patch_sample(sample, output["instances"], self.cfg.INPUT.FORMAT)
+            folder = os.path.join(self.cfg.OUTPUT_DIR, "pictures", f"iteration_{self.trainer.iter + 1:07d}")
+            save_picture(picture, os.path.join(folder, f"{i}.png"))
+            self.trainer.storage.put_image(f"query_patches/{i}", picture.transpose(2, 0, 1))

@@ -1,0 +1,44 @@
+"""Optimisers of DETR-style training through Detectron2's parameter helpers."""
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.solver import build_optimizer as build_sgd_optimizer
+from detectron2.solver.build import get_default_optimizer_params
+from torch import nn
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW with its own learning rate for the backbone (semantics of the official code), or Detectron2's SGD.
+
+    Args:
+        cfg: ``SOLVER.{OPTIMIZER, BASE_LR, BACKBONE_MULTIPLIER, WEIGHT_DECAY, WEIGHT_DECAY_NORM}`` are read.
+        model: its parameters that require a gradient are optimised.
+
+    Raises:
+        ValueError: if ``SOLVER.OPTIMIZER`` is unknown.
+    """
+    if cfg.SOLVER.OPTIMIZER == "SGD":
+        return build_sgd_optimizer(cfg, model)
+    if cfg.SOLVER.OPTIMIZER != "ADAMW":
+        raise ValueError(f"SOLVER.OPTIMIZER is '{cfg.SOLVER.OPTIMIZER}'; use ADAMW or SGD.")
+
+    def backbone_factor(parameter_name: str) -> float:
+        return cfg.SOLVER.BACKBONE_MULTIPLIER if parameter_name.startswith("backbone.") else 1.0
+
+    parameters = get_default_optimizer_params(
+        model,
+        base_lr=cfg.SOLVER.BASE_LR,
+        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+        weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+        lr_factor_func=backbone_factor,
+    )
+    on_gpu = all(p.is_cuda for group in parameters for p in group["params"])
+    return torch.optim.AdamW(
+        parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY, fused=on_gpu or None
+    )
+
+
+def full_model_clip_norm(cfg: CfgNode) -> float | None:
+    """Bound on the gradient norm of the whole model, or None if clipping is off or of Detectron2's kinds."""
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    return clip.CLIP_VALUE if clip.ENABLED and clip.CLIP_TYPE == "full_model" else None

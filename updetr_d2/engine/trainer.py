@@ -1,0 +1,158 @@
+"""The trainer of every task: Detectron2's ``DefaultTrainer`` on our loaders, optimiser, loop and evaluators."""
+
+import logging
+import os
+import weakref
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer, TrainerBase, hooks
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
+from updetr_d2.data.loader import build_test_loader, build_train_loader, load_training_set
+from updetr_d2.data.mappers import build_mapper
+from updetr_d2.engine.hooks import CheckpointHook, QueryPatchPictures, SkippedFilesReport
+from updetr_d2.engine.optimizer import build_optimizer, full_model_clip_norm
+from updetr_d2.engine.schedule import derive_schedule
+from updetr_d2.engine.train_loop import TrainLoop
+from updetr_d2.evaluation import build_evaluator
+
+logger = logging.getLogger(__name__)
+
+
+class UPDETRTrainer(DefaultTrainer):
+    """Train and evaluate any meta-architecture, on CPU or GPU, in one or several processes.
+
+    Differs from ``DefaultTrainer`` in that schedules may be given in epochs, bf16 autocast works on every
+    device, unusable images are replaced and reported, and ``--resume`` continues the data stream where the
+    checkpoint left it.
+
+    Args:
+        cfg: a config with the keys of ``add_updetr_config``.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        TrainerBase.__init__(self)  # DefaultTrainer's own __init__ cannot run DDP or autocast on a CPU
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        dataset_dicts = load_training_set(cfg)
+        cfg = derive_schedule(cfg, len(dataset_dicts))
+        save_config(cfg)
+
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = build_train_loader(
+            cfg, mapper=build_mapper(cfg, is_train=True), dataset_dicts=dataset_dicts
+        )
+        model = distribute(model)
+        self._trainer = TrainLoop(
+            model,
+            data_loader,
+            optimizer,
+            amp_dtype=amp_dtype(cfg),
+            max_grad_norm=full_model_clip_norm(cfg),
+        )
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = UPDETRCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
+        return build_test_loader(cfg, dataset_name, mapper=build_mapper(cfg, is_train=False))
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        return build_evaluator(cfg, dataset_name, os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name))
+
+    def build_hooks(self) -> list[hooks.HookBase | None]:
+        cfg = self.cfg
+
+        def evaluate() -> dict:
+            self._last_eval_results = self.test(cfg, self.model)
+            return self._last_eval_results
+
+        return [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(),
+            CheckpointHook(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD),
+            # After the checkpoint, so that a failing evaluation loses no training.
+            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate),
+            QueryPatchPictures(cfg)
+            if cfg.VIS_PERIOD > 0 and cfg.MODEL.META_ARCHITECTURE == "UPDETR"
+            else None,
+            SkippedFilesReport(),
+            hooks.PeriodicWriter(self.build_writers(), period=20) if comm.is_main_process() else None,
+        ]
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Continue from the last checkpoint in ``OUTPUT_DIR`` if there is one, else load ``MODEL.WEIGHTS``.
+
+        Args:
+            resume: as Detectron2's ``--resume``.
+        """
+        extra = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        if resume and self.checkpointer.has_checkpoint():
+            self.start_iter = self.iter + 1
+            CheckpointHook.restore_data_loader(self.data_loader, extra)
+        else:
+            check_pretrained(self.cfg, self.checkpointer)
+
+
+def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
+    """The autocast type of ``SOLVER.AMP``, None if it is off.
+
+    Raises:
+        ValueError: if ``SOLVER.AMP.DTYPE`` is unknown, or float16 is asked for without a GPU.
+    """
+    if not cfg.SOLVER.AMP.ENABLED:
+        return None
+    types = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+    name = cfg.SOLVER.AMP.DTYPE
+    if name not in types:
+        raise ValueError(f"SOLVER.AMP.DTYPE is '{name}'; use bfloat16 or float16.")
+    if name == "float16" and not cfg.MODEL.DEVICE.startswith("cuda"):
+        raise ValueError("SOLVER.AMP.DTYPE float16 needs MODEL.DEVICE cuda; use bfloat16.")
+    return types[name]
+
+
+def distribute(model: nn.Module) -> nn.Module:
+    """Wrap the model for several processes; Detectron2's ``create_ddp_model`` cannot do it on CPUs."""
+    if comm.get_world_size() == 1:
+        return model
+    on_gpu = next(model.parameters()).is_cuda
+    device_ids = [comm.get_local_rank()] if on_gpu else None
+    return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
+
+
+def save_config(cfg: CfgNode) -> None:
+    """Write the config with its derived values over the one that Detectron2's ``default_setup`` wrote."""
+    if comm.is_main_process() and cfg.OUTPUT_DIR:
+        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+        with open(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "w", encoding="utf-8") as file:
+            file.write(cfg.dump())
+
+
+def check_pretrained(cfg: CfgNode, checkpointer: UPDETRCheckpointer) -> None:
+    """Refuse to fine-tune from weights that hold no transformer when the config asks for one.
+
+    Raises:
+        ValueError: naming ``MODEL.WEIGHTS``.
+    """
+    if cfg.MODEL.DETR.REQUIRE_PRETRAINED_TRANSFORMER and not any(
+        key.startswith("transformer.") for key in checkpointer.loaded_keys
+    ):
+        raise ValueError(
+            f"MODEL.WEIGHTS '{cfg.MODEL.WEIGHTS}' holds nothing of the transformer, which this config wants "
+            "pre-trained: give a UP-DETR checkpoint (official ones go through tools/convert_weights.py), or "
+            "set MODEL.DETR.REQUIRE_PRETRAINED_TRANSFORMER False to train it from scratch."
+        )

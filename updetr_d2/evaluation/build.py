@@ -1,0 +1,31 @@
+"""Choose the evaluator of a data set."""
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+
+from updetr_d2.evaluation.query_patch_evaluation import QueryPatchEvaluator
+
+
+def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
+    """The evaluator for the task of the model and the kind of the data set.
+
+    Args:
+        cfg: ``MODEL.META_ARCHITECTURE`` decides first: pre-training is evaluated on query patches.
+        dataset_name: registered data set; its metadata's ``evaluator_type`` decides next.
+        output_folder: where results and pictures go.
+
+    Raises:
+        ValueError: if there is no evaluator for the data set.
+    """
+    if cfg.MODEL.META_ARCHITECTURE == "UPDETR":
+        return QueryPatchEvaluator(
+            output_folder=output_folder, num_pictures=cfg.TEST.VIS_IMAGES, input_format=cfg.INPUT.FORMAT
+        )
+    evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if evaluator_type == "coco":
+        return COCOEvaluator(dataset_name, output_dir=output_folder)
+    raise ValueError(
+        f"DATASETS.TEST '{dataset_name}' has evaluator type '{evaluator_type}', which "
+        f"{cfg.MODEL.META_ARCHITECTURE} cannot be evaluated on."
+    )

@@ -1,0 +1,100 @@
+"""Pictures of what a model is given and what it finds."""
+
+import os
+
+import matplotlib
+import matplotlib.figure
+import numpy as np
+from detectron2.structures import Boxes, Instances, matched_pairwise_iou
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+DPI = 100
+
+
+def draw_query_patches(
+    image: np.ndarray,
+    patches: np.ndarray,
+    true_boxes: np.ndarray,
+    predicted_boxes: np.ndarray,
+    scores: np.ndarray,
+) -> np.ndarray:
+    """The image with true (dashed) and predicted (solid) boxes, beside it the query patches in their colours.
+
+    Args:
+        image: RGB uint8 ``[H, W, 3]``.
+        patches: RGB uint8 ``[M, h, w, 3]``.
+        true_boxes, predicted_boxes: ``[M, 4]`` XYXY in the pixels of ``image``.
+        scores: ``[M]`` confidence of the predictions, in [0, 1].
+
+    Returns:
+        RGB uint8 ``[h', w', 3]``.
+    """
+    num_patches = len(patches)
+    colors = patch_colors(num_patches)
+    ious = matched_pairwise_iou(*(Boxes(np.asarray(b)) for b in (true_boxes, predicted_boxes))).numpy()
+    columns = max(2, int(np.ceil(np.sqrt(num_patches / 1.5))))
+    rows = int(np.ceil(num_patches / columns))
+    height = 5.0
+    image_width = height * image.shape[1] / image.shape[0]
+    patch_width = height / max(rows, 3) * columns * 0.85
+    figure = matplotlib.figure.Figure(figsize=(image_width + patch_width, height), dpi=DPI)
+    canvas = FigureCanvasAgg(figure)
+    left, right = figure.subfigures(1, 2, width_ratios=(image_width, patch_width))
+
+    axes = left.add_axes((0.01, 0.02, 0.98, 0.96))
+    axes.imshow(image)
+    axes.axis("off")
+    for color, true_box, predicted_box in zip(colors, true_boxes, predicted_boxes):
+        _add_box(axes, true_box, color, linestyle="--", linewidth=1.5)
+        _add_box(axes, predicted_box, color, linestyle="-", linewidth=2.5)
+
+    grid = right.subplots(max(rows, 3), columns, squeeze=False).ravel()
+    right.subplots_adjust(left=0.03, right=0.97, bottom=0.02, top=0.93, wspace=0.08, hspace=0.25)
+    for cell in grid:
+        cell.axis("off")
+    for cell, patch, color, iou, score in zip(grid, patches, colors, ious, scores):
+        cell.imshow(patch)
+        _add_box(cell, (0, 0, patch.shape[1] - 1, patch.shape[0] - 1), color, linewidth=4)
+        cell.set_title(f"IoU {iou:.2f}  p {score:.2f}", fontsize=7, pad=2)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def draw_query_patch_sample(sample: dict, instances: Instances, input_format: str) -> np.ndarray:
+    """:func:`draw_query_patches` for a sample of pre-training and the model's output on it.
+
+    Args:
+        sample: ``image`` [3, H, W], ``patches`` [m, 3, h, w], ``instances.gt_boxes`` in the pixels of ``image``.
+        instances: predictions in original pixels, the best query of each patch first.
+        input_format: "RGB" or "BGR", of the sample.
+
+    Returns:
+        RGB uint8 ``[h', w', 3]``.
+    """
+    order = slice(None) if input_format == "RGB" else slice(None, None, -1)
+    image = sample["image"].numpy().transpose(1, 2, 0)[..., order]
+    patches = sample["patches"].numpy().transpose(0, 2, 3, 1)[..., order]
+    best = instances[: len(patches)].to("cpu")
+    boxes = best.pred_boxes.clone()
+    boxes.scale(image.shape[1] / best.image_size[1], image.shape[0] / best.image_size[0])
+    true_boxes = sample["instances"].gt_boxes.tensor.numpy()
+    return draw_query_patches(image, patches, true_boxes, boxes.tensor.numpy(), best.scores.numpy())
+
+
+def patch_colors(count: int) -> np.ndarray:
+    """``[count, 3]`` RGB colours in [0, 1] that are told apart easily."""
+    hues = matplotlib.colormaps["hsv"](np.arange(count) / max(count, 1))[:, :3]
+    return hues * np.where(np.arange(count) % 2, 0.75, 1.0)[:, None]
+
+
+def save_picture(picture: np.ndarray, path: str) -> None:
+    """Write an RGB uint8 picture ``[H, W, 3]`` as PNG, making its folder."""
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    Image.fromarray(picture).save(path)
+
+
+def _add_box(axes, box, color, **style) -> None:
+    x0, y0, x1, y1 = box
+    axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=color, **style))
