@@ -12,7 +12,6 @@ import argparse
 import os
 import re
 import sys
-import tempfile
 
 import torch
 
@@ -96,23 +95,14 @@ def _print_names(title: str, names: list[str]) -> None:
 
 def save(checkpoint: dict, path: str) -> None:
     """Write the file whole or not at all."""
-    folder = os.path.dirname(os.path.abspath(path))
-    os.makedirs(folder, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
-    os.close(handle)
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    temporary = f"{path}.{os.getpid()}.tmp"
     try:
         torch.save(checkpoint, temporary)
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     finally:
         if os.path.exists(temporary):
             os.unlink(temporary)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -55,8 +55,8 @@ SOURCES = {
         layouts.detr_panoptic_pairs,
         restorable=True,
         notes=(
-            "set MODEL.MASK_HEAD.SOFTMAX_OVER_HEADS to True for weights trained with DETR's code (its released "
-            "ones) and to False for weights trained with UP-DETR's code",
+            "set MODEL.MASK_HEAD.SOFTMAX_OVER_HEADS to True for weights trained with DETR's code (its "
+            "released ones) and to False for weights trained with UP-DETR's code",
         ),
     ),
     "transformers-detr": Source(
@@ -236,8 +236,8 @@ def _mismatch_message(state: StateDict, source: str, report: ConversionReport) -
     best = max(scores, key=scores.__getitem__)
     hint = f"it looks like --source {best}" if scores[best] >= _LEAST_MATCHED else "no known --source fits it"
     return (
-        f"This is not a {source} checkpoint: only {matched} of {matched + len(report.missing)} tensors of such "
-        f"a model were found among {len(state)} (such as {next(iter(state))}); {hint}."
+        f"This is not a {source} checkpoint: only {matched} of {matched + len(report.missing)} tensors of "
+        f"such a model were found among {len(state)} (such as {next(iter(state))}); {hint}."
     )
 
 
@@ -256,7 +256,7 @@ def _keep_coco_rows(model: StateDict, report: ConversionReport) -> class_rows.Ro
     model.update({prefix + name: tensor for name, tensor in kept.items()})
     if unused is not None:
         report.notes.append(
-            f"class_embed: {len(head['bias'])} rows of COCO's ids became {len(kept['bias'])} in contiguous order"
+            f"class_embed: {len(head['bias'])} rows of COCO's ids became {len(kept['bias'])} contiguous ones"
         )
     report.notes.append(
         f"set MODEL.DETR.NUM_CLASSES {len(kept['bias']) - 1}, "

@@ -1,0 +1,158 @@
+"""Backbones from the timm library: ``MODEL.BACKBONE.NAME: build_timm_backbone``.
+
+timm is optional (``pip install updetr_d2[timm]``); it is imported when such a backbone is built.
+"""
+
+import difflib
+from collections.abc import Sequence
+from types import ModuleType
+
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from torch import Tensor, nn
+
+__all__ = ["TimmBackbone", "build_timm_backbone"]
+
+
+class TimmBackbone(Backbone):
+    """A timm model with Detectron2's names for its features: "res2" ... "res5" are strides 4 ... 32.
+
+    All BatchNorms are frozen, as in DETR. The state dict has the keys of timm's ``features_only`` model
+    without any prefix, which for most convolutional networks are those of the plain timm model.
+
+    Args:
+        name: any timm model that supports ``features_only``.
+        out_features: names of the features to return.
+        in_channels: channels of the input image.
+        freeze_at: 0 trains everything; s >= 1 freezes all up to and including the deepest feature whose
+            stride is at most 2**s (1: stride 2, 2: "res2", ... 5: "res5"), Detectron2's meaning of
+            ``MODEL.BACKBONE.FREEZE_AT`` for ResNets.
+
+    Raises:
+        ImportError: if timm is not installed.
+        ValueError: if there is no such model or feature, with what there is.
+    """
+
+    def __init__(
+        self, *, name: str, out_features: Sequence[str], in_channels: int = 3, freeze_at: int = 0
+    ) -> None:
+        super().__init__()
+        timm = _import_timm()
+        net = _create_features_model(timm, name, in_channels)
+        # The last feature of each stride; transformers have several of the same.
+        indices = {_feature_name(r): i for i, r in enumerate(net.feature_info.reduction())}
+        if not out_features or any(feature not in indices for feature in out_features):
+            raise ValueError(
+                f"MODEL.TIMM.OUT_FEATURES is {list(out_features)}, but {name} (MODEL.TIMM.NAME) has "
+                f"{sorted(indices)}; choose from these."
+            )
+        deepest = max(indices[feature] for feature in out_features)
+        if deepest < len(net.feature_info.reduction()) - 1:
+            # Without the layers that nothing uses, which would have no gradient.
+            net = _create_features_model(timm, name, in_channels, out_indices=tuple(range(deepest + 1)))
+            _drop_later_blocks(net)
+        net = timm.layers.freeze_batch_norm_2d(net)
+        _freeze_stages(net, freeze_at)
+
+        # Only the children are registered here, so that the keys have no prefix of ours.
+        self._net = (net,)
+        for child_name, child in net.named_children():
+            self.add_module(child_name, child)
+        self._indices = {feature: indices[feature] for feature in out_features}
+        self._channels_last = str(getattr(net, "output_fmt", "NCHW")).endswith("NHWC")
+
+        channels, strides = net.feature_info.channels(), net.feature_info.reduction()
+        self._out_features = list(out_features)
+        self._out_feature_channels = {f: channels[i] for f, i in self._indices.items()}
+        self._out_feature_strides = {f: strides[i] for f, i in self._indices.items()}
+
+    @property
+    def size_divisibility(self) -> int:
+        """Largest stride: TensorFlow-style "same" padding depends on the size, so it must not vary."""
+        return max(self._out_feature_strides.values())
+
+    def train(self, mode: bool = True) -> "TimmBackbone":
+        super().train(mode)
+        self._net[0].train(mode)
+        return self
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """
+        Args:
+            images: [B, C, H, W], normalised.
+
+        Returns:
+            feature name -> [B, channels, H / stride, W / stride].
+        """
+        features = self._net[0](images)
+        if self._channels_last:
+            features = [feature.permute(0, 3, 1, 2) for feature in features]
+        return {name: features[index] for name, index in self._indices.items()}
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_backbone(cfg, input_shape: ShapeSpec) -> TimmBackbone:
+    """Build ``MODEL.TIMM.NAME`` without pre-trained weights; those come from ``MODEL.WEIGHTS``."""
+    return TimmBackbone(
+        name=cfg.MODEL.TIMM.NAME,
+        out_features=cfg.MODEL.TIMM.OUT_FEATURES,
+        in_channels=input_shape.channels,
+        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+    )
+
+
+def _import_timm() -> ModuleType:
+    try:
+        import timm
+        import timm.layers
+    except ImportError:
+        raise ImportError(
+            "MODEL.BACKBONE.NAME build_timm_backbone needs the timm library: pip install updetr_d2[timm]."
+        ) from None
+    return timm
+
+
+def _create_features_model(timm: ModuleType, name: str, in_channels: int, **options) -> nn.Module:
+    if not timm.is_model(name):
+        similar = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.4)
+        raise ValueError(f"MODEL.TIMM.NAME is '{name}', which timm does not have; similar names: {similar}.")
+    try:
+        return timm.create_model(name, pretrained=False, features_only=True, in_chans=in_channels, **options)
+    except (RuntimeError, AttributeError, AssertionError) as error:
+        raise ValueError(
+            f"MODEL.TIMM.NAME is '{name}', which timm cannot build with features_only ({error}); choose "
+            "another model."
+        ) from error
+
+
+def _feature_name(stride: int) -> str:
+    return f"res{stride.bit_length() - 1}"
+
+
+def _drop_later_blocks(net: nn.Module) -> None:
+    """Drop what follows the last feature where timm keeps and runs it (EfficientNets, MobileNets)."""
+    parent, _, index = net.feature_info.get_dicts()[-1]["module"].rpartition(".")
+    sequence = dict(net.named_modules()).get(parent)
+    if isinstance(sequence, nn.Sequential) and sequence is not net:
+        del sequence[int(index) + 1 :]
+
+
+def _freeze_stages(net: nn.Module, freeze_at: int) -> None:
+    """Freeze a network, in order of execution, up to its deepest feature of stride 2**freeze_at or less."""
+    last = [info["module"] for info in net.feature_info.get_dicts() if info["reduction"] <= 2**freeze_at]
+    if freeze_at < 1 or not last:
+        return
+    # `features_only` models may flatten a sequence ("stages.0" -> "stages_0") or wrap the model.
+    candidates = {last[-1], last[-1].replace(".", "_"), f"model.{last[-1]}"}
+    modules = dict(net.named_modules())
+    end = next((name for name in modules if name in candidates), None)
+    if end is None:
+        raise ValueError(
+            f"MODEL.BACKBONE.FREEZE_AT is {freeze_at}, but stages of this timm model cannot be told apart; "
+            "set it to 0."
+        )
+    names = list(modules)
+    inside = [i for i, name in enumerate(names) if name == end or name.startswith(f"{end}.")]
+    for name in names[: inside[-1] + 1]:
+        for parameter in modules[name].parameters(recurse=False):
+            parameter.requires_grad_(False)
