@@ -1,0 +1,71 @@
+"""AdamW with a learning rate of its own for the backbone, weight decay on everything, one clip norm."""
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from torch import nn
+
+from updetr_d2 import add_updetr_config
+from updetr_d2.engine.optimizer import build_optimizer, full_model_clip_norm
+
+
+@pytest.fixture
+def cfg():
+    cfg = get_cfg()
+    add_updetr_config(cfg)
+    cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY, cfg.SOLVER.WEIGHT_DECAY_NORM = 1e-4, 1e-4, 1e-4
+    return cfg
+
+
+@pytest.fixture
+def model():
+    return nn.ModuleDict(
+        {"backbone": nn.Conv2d(3, 4, 1), "transformer": nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))}
+    )
+
+
+def group_of(optimizer, parameter):
+    return next(g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
+
+
+def test_backbone_multiplier_applies_to_the_backbone_only(cfg, model):
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 0.5
+    optimizer = build_optimizer(cfg, model)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert group_of(optimizer, model["backbone"].weight)["lr"] == pytest.approx(5e-5)
+    assert group_of(optimizer, model["transformer"][0].weight)["lr"] == pytest.approx(1e-4)
+
+
+def test_every_parameter_decays_norms_and_biases_too(cfg, model):
+    optimizer = build_optimizer(cfg, model)
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {1e-4}
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
+
+
+def test_frozen_parameters_are_left_out(cfg, model):
+    model["backbone"].requires_grad_(False)
+    optimizer = build_optimizer(cfg, model)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == 4
+
+
+def test_sgd_is_detectron2s(cfg, model):
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    optimizer = build_optimizer(cfg, model)
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert optimizer.param_groups[0]["momentum"] == cfg.SOLVER.MOMENTUM
+
+
+def test_unknown_optimizer_is_an_error(cfg, model):
+    cfg.SOLVER.OPTIMIZER = "LION"
+    with pytest.raises(ValueError, match=r"SOLVER\.OPTIMIZER is 'LION'; use ADAMW or SGD"):
+        build_optimizer(cfg, model)
+
+
+def test_full_model_clipping(cfg):
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    clip.CLIP_TYPE, clip.CLIP_VALUE = "full_model", 0.1
+    assert full_model_clip_norm(cfg) is None
+    clip.ENABLED = True
+    assert full_model_clip_norm(cfg) == 0.1
+    clip.CLIP_TYPE = "norm"
+    assert full_model_clip_norm(cfg) is None

@@ -1,0 +1,105 @@
+"""The recipes hold the numbers of the paper and the official code; every config file loads and is valid."""
+
+from pathlib import Path
+
+import pytest
+from detectron2.config import get_cfg
+
+from updetr_d2 import add_updetr_config
+from updetr_d2.engine.validation import check_config
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+RECIPES = sorted(path for path in CONFIGS.rglob("*.yaml") if not path.name.startswith("Base-"))
+
+
+def load(name):
+    cfg = get_cfg()
+    add_updetr_config(cfg)
+    cfg.merge_from_file(str(CONFIGS / name))
+    return cfg
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_every_config_passes_the_checks(path):
+    cfg = load(path)
+    cfg.MODEL.DEVICE = "cpu"
+    check_config(cfg)
+
+
+def test_pretraining_recipe_is_the_papers():
+    cfg = load("pretrain/updetr_r50_imagenet_60ep.yaml")
+    assert (cfg.SOLVER.OPTIMIZER, cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY) == ("ADAMW", 1e-4, 1e-4)
+    # AdamW decays norms and biases too in the official code.
+    assert cfg.SOLVER.WEIGHT_DECAY_NORM == 1e-4
+    assert cfg.SOLVER.WEIGHT_DECAY_BIAS is None
+    assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.EPOCHS, cfg.SOLVER.EPOCH_STEPS) == (256, 60, (40,))
+    assert cfg.SOLVER.GAMMA == 0.1
+    assert cfg.SOLVER.WARMUP_ITERS == 0
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    assert (clip.ENABLED, clip.CLIP_TYPE, clip.CLIP_VALUE) == (True, "full_model", 0.1)
+    assert cfg.INPUT.MIN_SIZE_TRAIN == (320, 336, 352, 368, 400, 416, 432, 448, 464, 480)
+    assert cfg.INPUT.MAX_SIZE_TRAIN == 600
+    assert cfg.INPUT.FORMAT == "RGB"
+
+
+def test_pretraining_model_is_the_papers():
+    cfg = load("pretrain/updetr_r50_imagenet_60ep.yaml")
+    detr = cfg.MODEL.DETR
+    assert (detr.NUM_QUERIES, detr.HIDDEN_DIM, detr.NHEADS, detr.DIM_FEEDFORWARD) == (100, 256, 8, 2048)
+    assert (detr.ENC_LAYERS, detr.DEC_LAYERS, detr.DROPOUT, detr.PRE_NORM) == (6, 6, 0.1, True)
+    assert detr.NUM_CLASSES == 2
+    updetr = cfg.MODEL.UPDETR
+    assert (updetr.NUM_PATCHES, updetr.MASK_RATIO, updetr.QUERY_SHUFFLE) == (10, 0.1, False)
+    assert updetr.FEATURE_RECON
+    assert updetr.FREEZE_BACKBONE
+    matcher, criterion = cfg.MODEL.MATCHER, cfg.MODEL.CRITERION
+    assert (matcher.COST_CLASS, matcher.COST_BBOX, matcher.COST_GIOU) == (1, 5, 2)
+    assert (criterion.CLASS_WEIGHT, criterion.BBOX_WEIGHT, criterion.GIOU_WEIGHT) == (1, 5, 2)
+    assert (criterion.FEATURE_WEIGHT, criterion.EOS_COEF) == (1, 0.1)
+    assert cfg.MODEL.RESNETS.STRIDE_IN_1X1 is False
+    assert cfg.MODEL.PIXEL_MEAN == [123.675, 116.28, 103.53]
+    assert cfg.MODEL.PIXEL_STD == [58.395, 57.12, 57.375]
+
+
+def test_query_patch_augmentation_is_the_papers():
+    patch = load("pretrain/updetr_r50_imagenet_60ep.yaml").INPUT.QUERY_PATCH
+    assert (patch.SIZE, patch.MIN_SIZE) == (128, 8)
+    assert (patch.COLOR_JITTER_PROB, patch.GRAYSCALE_PROB, patch.BLUR_PROB) == (0.8, 0.2, 0.5)
+    assert (patch.BRIGHTNESS, patch.CONTRAST, patch.SATURATION, patch.HUE) == (0.4, 0.4, 0.4, 0.1)
+    assert patch.BLUR_SIGMA == (0.1, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "differences"),
+    [
+        ("single_query_60ep", {"MODEL.UPDETR.NUM_PATCHES": 1}),
+        ("15ep", {"SOLVER.EPOCHS": 15, "SOLVER.EPOCH_STEPS": (10,), "TEST.EVAL_EPOCHS": 5}),
+    ],
+)
+def test_variants_differ_from_the_recipe_in_what_their_name_says(name, differences):
+    recipe = flatten(load("pretrain/updetr_r50_imagenet_60ep.yaml"))
+    variant = flatten(load(f"pretrain/updetr_r50_imagenet_{name}.yaml"))
+    assert {key: value for key, value in variant.items() if recipe[key] != value} == differences
+
+
+@pytest.mark.parametrize(
+    ("name", "differences"),
+    [
+        ("no_recon", {"MODEL.UPDETR.FEATURE_RECON": False}),
+        ("trainable_cnn", {"MODEL.UPDETR.FREEZE_BACKBONE": False, "SOLVER.BACKBONE_MULTIPLIER": 0.5}),
+    ],
+)
+def test_ablations_differ_from_the_short_schedule_in_one_thing(name, differences):
+    short = flatten(load("pretrain/updetr_r50_imagenet_15ep.yaml"))
+    variant = flatten(load(f"pretrain/updetr_r50_imagenet_{name}_15ep.yaml"))
+    assert {key: value for key, value in variant.items() if short[key] != value} == differences
+
+
+def flatten(node, prefix=""):
+    flat = {}
+    for key, value in node.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
