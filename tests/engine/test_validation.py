@@ -37,7 +37,7 @@ def test_cuda_without_a_gpu_names_the_override(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     cfg = valid_cfg()
     cfg.MODEL.DEVICE = "cuda"
-    with pytest.raises(ValueError, match="add MODEL.DEVICE cpu"):
+    with pytest.raises(ValueError, match=r"add MODEL\.DEVICE cpu"):
         check_config(cfg)
 
 
