@@ -112,11 +112,11 @@ def main(argv: list[str] | None = None) -> int:
         path = packaged_file(args.source) if args.input == "package" else args.input
         transform = restore if args.reverse else convert
         checkpoint, report = transform(load_state_file(path), source=args.source)
+        save(checkpoint, args.output)
     except (CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print_report(report)
-    save(checkpoint, args.output)
     print(f"wrote {args.output}")
     return 0
 

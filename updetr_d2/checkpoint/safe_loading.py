@@ -1,18 +1,19 @@
 """Reading checkpoint files of others without running any code from them.
 
-Pickle files can name any function to be called while they are read. Here only tensors, NumPy arrays, plain
+A pickle file can name any function to be called while it is read. Here only tensors, NumPy arrays, plain
 containers and ``argparse.Namespace`` (the training arguments in official checkpoints) are ever made.
 """
 
 import argparse
-import collections
 import contextlib
 import os
 import pickle
+import re
 import types
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -20,55 +21,58 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message is one sentence for the user."""
 
 
-_NUMPY_GLOBALS = {
-    *(
-        (f"numpy.{core}.multiarray", name)
-        for core in ("core", "_core")
-        for name in ("_reconstruct", "scalar")
-    ),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("_codecs", "encode"),  # how Python 3 stores bytes in old protocols
-    ("collections", "OrderedDict"),
-}
-_TORCH_GLOBALS = {
-    ("torch._utils", "_rebuild_tensor"),
-    ("torch._utils", "_rebuild_tensor_v2"),
-    ("torch._utils", "_rebuild_parameter"),
-    *(
-        ("torch", f"{kind}Storage")
-        for kind in ("Float", "Half", "BFloat16", "Double", "Long", "Int", "Byte", "Bool")
-    ),
-    ("torch.serialization", "_get_layout"),
-    ("argparse", "Namespace"),
-    ("collections", "OrderedDict"),
-    ("collections", "Counter"),
-}
-
-
 class _RestrictedUnpickler(pickle.Unpickler):
-    allowed: frozenset[tuple[str, str]] = frozenset()
+    """Refuses everything that is not on a list of ``(module, name)``."""
+
+    allowed: frozenset[tuple[str, str]]
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.allowed:
-            raise pickle.UnpicklingError(f"it refers to {module}.{name}")
+            raise pickle.UnpicklingError(f"Unsupported GLOBAL {module}.{name}")
         return super().find_class(module, name)
 
 
 class _NumpyUnpickler(_RestrictedUnpickler):
-    allowed = frozenset(_NUMPY_GLOBALS)
+    allowed = frozenset(
+        {
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy.core.multiarray", "scalar"),
+            ("numpy._core.multiarray", "_reconstruct"),  # numpy 2
+            ("numpy._core.multiarray", "scalar"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("_codecs", "encode"),  # bytes in old protocols
+            ("collections", "OrderedDict"),
+        }
+    )
 
 
 class _TorchUnpickler(_RestrictedUnpickler):
-    allowed = frozenset(_TORCH_GLOBALS)
+    allowed = frozenset(
+        {
+            ("torch._utils", "_rebuild_tensor"),
+            ("torch._utils", "_rebuild_tensor_v2"),
+            ("torch._utils", "_rebuild_parameter"),
+            ("torch", "FloatStorage"),
+            ("torch", "HalfStorage"),
+            ("torch", "BFloat16Storage"),
+            ("torch", "DoubleStorage"),
+            ("torch", "LongStorage"),
+            ("torch", "IntStorage"),
+            ("torch", "ByteStorage"),
+            ("torch", "BoolStorage"),
+            ("argparse", "Namespace"),
+            ("collections", "OrderedDict"),
+        }
+    )
 
 
 def load_state_file(path: str | os.PathLike) -> dict[str, Any]:
     """Read a checkpoint file to the CPU.
 
     Args:
-        path: a file of ``torch.save`` (any suffix), a Detectron2 or Caffe2 model-zoo ``.pkl`` or a
-            ``.safetensors`` file.
+        path: a file of ``torch.save`` (any suffix), a Detectron2 model-zoo ``.pkl`` or a ``.safetensors``
+            file.
 
     Returns:
         What the file holds, a dict; NumPy arrays of a ``.pkl`` become tensors.
@@ -80,15 +84,18 @@ def load_state_file(path: str | os.PathLike) -> dict[str, Any]:
     path = os.fspath(path)
     if not os.path.isfile(path):
         raise FileNotFoundError(f"There is no checkpoint file {path}.")
-    if path.endswith(".safetensors"):
-        return _load_safetensors(path)
+    readers = {".pkl": _load_pickle, ".safetensors": _load_safetensors}
     try:
-        content = _load_pickle(path) if path.endswith(".pkl") else _load_torch(path)
-    except Exception as error:  # readers raise all kinds of errors on damaged files
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"{path} was not read: it is damaged or holds more than weights and plain values ({reason})."
-        ) from error
+        content = readers.get(os.path.splitext(path)[1], _load_torch)(path)
+    except ImportError:
+        raise CheckpointError(f"Reading {path} needs safetensors: pip install safetensors.") from None
+    except Exception as error:  # the readers raise errors of every kind on damaged files
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if refused:
+            reason = f"it holds {refused[1]}, and only weights and plain values are read from checkpoints"
+        else:
+            reason = "it is damaged or not a checkpoint file"
+        raise CheckpointError(f"{path} was not loaded: {reason}.") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dict of tensors.")
     return content
@@ -102,31 +109,28 @@ def _load_pickle(path: str) -> Any:
 def _to_tensors(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _to_tensors(item) for key, item in value.items()}
-    if type(value).__module__ == "numpy" and hasattr(value, "shape"):
-        return torch.as_tensor(value.copy())
-    return value
+    return torch.as_tensor(value) if isinstance(value, np.ndarray) else value
+
+
+def _load_safetensors(path: str) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file  # optional dependency
+
+    return load_file(path)
 
 
 def _load_torch(path: str) -> Any:
     if hasattr(torch.serialization, "add_safe_globals"):
         with _allow_namespace():
             return torch.load(path, map_location="cpu", weights_only=True)
-    # torch 2.3 has no allow-list for its weights-only reader: our own restricted unpickler does the same.
-    restricted = types.SimpleNamespace(
-        Unpickler=_TorchUnpickler, load=_load_one, __name__="restricted pickle"
-    )
-    return torch.load(path, map_location="cpu", pickle_module=restricted)
-
-
-def _load_one(file: Any, **options: Any) -> Any:
-    return _TorchUnpickler(file, **options).load()
+    # torch 2.3 has no allow-list for its weights-only reader; an unpickler with one does the same.
+    return torch.load(path, map_location="cpu", pickle_module=_RESTRICTED_PICKLE)
 
 
 @contextlib.contextmanager
 def _allow_namespace() -> Iterator[None]:
     """Let the weights-only reader make ``argparse.Namespace`` objects, here only."""
     before = torch.serialization.get_safe_globals()
-    torch.serialization.add_safe_globals([argparse.Namespace, collections.Counter])
+    torch.serialization.add_safe_globals([argparse.Namespace])
     try:
         yield
     finally:
@@ -134,14 +138,9 @@ def _allow_namespace() -> Iterator[None]:
         torch.serialization.add_safe_globals(before)
 
 
-def _load_safetensors(path: str) -> dict[str, torch.Tensor]:
-    try:
-        from safetensors.torch import load_file
-    except ImportError:
-        raise CheckpointError(
-            f"Reading {path} needs the safetensors library: pip install safetensors."
-        ) from None
-    try:
-        return load_file(path)
-    except Exception as error:
-        raise CheckpointError(f"{path} was not read: it is not a safetensors file ({error}).") from error
+def _load_one(file: Any, **options: Any) -> Any:
+    return _TorchUnpickler(file, **options).load()
+
+
+# What torch.load uses of the pickle module.
+_RESTRICTED_PICKLE = types.SimpleNamespace(Unpickler=_TorchUnpickler, load=_load_one, __name__="pickle")
