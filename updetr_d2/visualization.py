@@ -5,7 +5,8 @@ import os
 import matplotlib
 import matplotlib.figure
 import numpy as np
-from detectron2.structures import Boxes, Instances, matched_pairwise_iou
+from detectron2.structures import Boxes, Instances
+from detectron2.structures.boxes import matched_pairwise_iou
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import Rectangle
 from PIL import Image

@@ -1,1 +1,3 @@
-from updetr_d2.data import scenes  # noqa: F401  (registration)
+"""Data sets, mappers and loaders; importing registers the data sets."""
+
+from updetr_d2.data import scenes, sources  # noqa: F401

@@ -8,7 +8,8 @@ from collections import OrderedDict
 
 import numpy as np
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.structures import Boxes, matched_pairwise_iou
+from detectron2.structures import Boxes
+from detectron2.structures.boxes import matched_pairwise_iou
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 

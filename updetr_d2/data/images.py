@@ -1,0 +1,109 @@
+"""Read any common image file as upright 8-bit RGB, or say in one exception class why it cannot be used."""
+
+import io
+import warnings
+
+import numpy as np
+from detectron2.utils.file_io import PathManager
+from PIL import Image, ImageOps
+
+# Formats that are decoded, whatever the extension says. Others of Pillow's stay closed on purpose: some
+# start external programs (EPS) and none is used for photographs.
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+_WHITE = (255, 255, 255, 255)
+
+
+class UnusableImageError(Exception):
+    """An image that cannot be used: unreadable, damaged or too small.
+
+    Args:
+        file_name: the file.
+        reason: what is wrong with it, as part of a sentence.
+    """
+
+    def __init__(self, file_name: str, reason: str) -> None:
+        super().__init__(file_name, reason)  # both arguments, so that the exception can be pickled
+        self.file_name = file_name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.file_name}: {self.reason}"
+
+
+def read_image_rgb(file_name: str, *, min_side: int = 1) -> np.ndarray:
+    """Read an image file as a human sees it.
+
+    EXIF orientation is applied; transparent pixels are laid over white; CMYK and palettes are converted;
+    16-bit values are scaled to 8 bits; of animations and multi-page files the first frame is taken.
+
+    Args:
+        file_name: local path, or a URL that Detectron2's ``PathManager`` understands.
+        min_side: images with a shorter side (px) are refused (``INPUT.MIN_IMAGE_SIDE``).
+
+    Returns:
+        uint8 H×W×3, RGB, contiguous and writable.
+
+    Raises:
+        UnusableImageError: if the file cannot be read, is damaged, too small or a decompression bomb.
+    """
+    try:
+        with PathManager.open(file_name, "rb") as file:
+            content = file.read()
+    except OSError as error:
+        raise UnusableImageError(file_name, f"cannot be read ({error.strerror or error})") from error
+    if not content:
+        raise UnusableImageError(file_name, "is empty")
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of odd metadata; what matters here is whether the pixels arrive.
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(content), formats=_FORMATS)
+            if min(image.size) >= min_side:
+                return _decode(image)
+            width, height = image.size
+    except Image.UnidentifiedImageError as error:
+        raise UnusableImageError(file_name, "is not an image of a known format") from error
+    except Exception as error:  # damaged files make Pillow raise nearly anything
+        raise UnusableImageError(file_name, f"cannot be decoded ({type(error).__name__}: {error})") from error
+    raise UnusableImageError(
+        file_name, f"has {width}x{height} px, less than INPUT.MIN_IMAGE_SIDE = {min_side} on one side"
+    )
+
+
+def _decode(image: Image.Image) -> np.ndarray:
+    """Turn an opened image into upright uint8 H×W×3 RGB."""
+    image.load()
+    image = _upright(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        gray = _to_8_bits(np.asarray(image), is_16_bit=image.mode != "F" and _is_16_bit(image))
+        return np.repeat(gray[..., None], 3, axis=2)
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, _WHITE), rgba)
+    return np.array(image.convert("RGB"))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Apply the EXIF orientation; broken EXIF data counts as none."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        return image
+
+
+def _is_16_bit(image: Image.Image) -> bool:
+    # Pillow before 11 opens 16-bit greyscale PNG files in the 32-bit mode "I".
+    return image.mode.startswith("I;16") or image.format in ("PNG", "PPM")
+
+
+def _to_8_bits(values: np.ndarray, *, is_16_bit: bool) -> np.ndarray:
+    """Scale greyscale values to uint8: 0–65535 linearly, 32-bit values, which have no norm, by their range."""
+    values = values.astype(np.float64)
+    if is_16_bit:
+        low, high = 0.0, 65535.0
+    else:
+        finite = values[np.isfinite(values)]
+        low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
+        values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
+    scaled = (values - low) * (255.0 / max(high - low, np.finfo(np.float64).tiny))
+    return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)

@@ -1,0 +1,82 @@
+"""Resizing of images: DETR's rule for the size, and a fast antialiased resize of 8-bit images."""
+
+import numpy as np
+import torch
+from detectron2.data import transforms as T
+from PIL import Image
+from torchvision.transforms.v2 import functional as F
+
+
+def resize_uint8(image: np.ndarray, *, height: int, width: int) -> np.ndarray:
+    """Resize with bilinear interpolation and antialiasing, within one grey level of Pillow's result.
+
+    Torchvision's kernel is several times as fast as Pillow's for the same filter.
+
+    Args:
+        image: uint8 H×W×C.
+        height, width: size (px) of the result.
+
+    Returns:
+        uint8 ``height``×``width``×C.
+    """
+    if image.shape[:2] == (height, width):
+        return image
+    resized = F.resize(torch.from_numpy(image).permute(2, 0, 1), [height, width], antialias=True)
+    return np.ascontiguousarray(resized.permute(1, 2, 0).numpy())
+
+
+def detr_resized_shape(height: int, width: int, *, short_side: int, max_size: int) -> tuple[int, int]:
+    """Return the size of a resized image by DETR's rule.
+
+    Detectron2's ``ResizeShortestEdge`` rounds the long side to the nearest integer and keeps it at
+    ``max_size`` where it is limited. DETR reduces the short side to the integer nearest to what the limit
+    allows and derives the long side from it, rounded down.
+
+    Args:
+        height, width: size (px) of the image.
+        short_side: wanted short side (px).
+        max_size: limit (px) of the long side.
+
+    Returns:
+        ``(height, width)`` in px, both at least 1 and at most ``max_size``.
+    """
+    short, long = min(height, width), max(height, width)
+    if long / short * short_side > max_size:
+        short_side = max(1, round(max_size * short / long))
+    # Rounding the short side up can carry the long side past the limit by some pixels.
+    long_side = min(int(short_side * long / short), max_size)
+    return (short_side, long_side) if height <= width else (long_side, short_side)
+
+
+class AntialiasResizeTransform(T.ResizeTransform):
+    """Detectron2's ``ResizeTransform`` with :func:`resize_uint8` for 8-bit colour images."""
+
+    def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
+        if interp is None and img.dtype == np.uint8 and img.ndim == 3:
+            return resize_uint8(np.ascontiguousarray(img), height=self.new_h, width=self.new_w)
+        return super().apply_image(img, interp)
+
+
+class DETRResize(T.Augmentation):
+    """Resize the short side to a random choice of lengths, by DETR's rule (:func:`detr_resized_shape`).
+
+    Args:
+        short_sides: lengths (px), one of which is drawn with equal probabilities.
+        max_size: limit (px) of the long side.
+    """
+
+    def __init__(self, short_sides: tuple[int, ...], max_size: int) -> None:
+        super().__init__()
+        if not short_sides or min(short_sides) < 1 or max_size < 1:
+            raise ValueError(
+                f"Sides of resized images must be positive, got short sides {tuple(short_sides)} and limit "
+                f"{max_size}: set INPUT.MIN_SIZE_TRAIN/_TEST and INPUT.MAX_SIZE_TRAIN/_TEST."
+            )
+        self.short_sides = tuple(short_sides)
+        self.max_size = max_size
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        height, width = image.shape[:2]
+        short_side = int(np.random.choice(self.short_sides))
+        new_h, new_w = detr_resized_shape(height, width, short_side=short_side, max_size=self.max_size)
+        return AntialiasResizeTransform(height, width, new_h, new_w, Image.Resampling.BILINEAR)
