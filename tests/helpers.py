@@ -1,0 +1,114 @@
+"""Small models and samples that the tests share: seconds on a CPU, no data set, no pre-trained weights."""
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
+from detectron2.structures import Boxes, Instances
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from updetr_d2 import add_updetr_config
+
+
+class PatchifyBackbone(Backbone):
+    """Two convolutions without overlap, "res4" of stride 16 and "res5" of stride 32.
+
+    Unlike a real CNN it lets nothing of the padding into the features of the image, so tests of padding can
+    compare exactly.
+    """
+
+    def __init__(self, in_channels: int = 3) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, 12, kernel_size=16, stride=16)
+        self.conv2 = nn.Conv2d(12, 16, kernel_size=2, stride=2)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        height, width = images.shape[-2:]
+        res4 = self.conv1(F.pad(images, (0, -width % 32, 0, -height % 32))).relu()
+        return {"res4": res4, "res5": self.conv2(res4).relu()}
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        return {"res4": ShapeSpec(channels=12, stride=16), "res5": ShapeSpec(channels=16, stride=32)}
+
+
+@BACKBONE_REGISTRY.register()
+def build_patchify_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> PatchifyBackbone:
+    return PatchifyBackbone(input_shape.channels)
+
+
+def tiny_cfg(meta_architecture: str, *options) -> CfgNode:
+    """Config of a 2 + 2 layer, 32 channel model on the patchify backbone: 20 queries, 5 patches, no dropout.
+
+    Args:
+        meta_architecture: "DETR" or "UPDETR", ...
+        options: alternating keys and values, as on the command line of ``tools/train_net.py``.
+    """
+    cfg = get_cfg()
+    add_updetr_config(cfg)
+    cfg.INPUT.FORMAT = "RGB"
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.META_ARCHITECTURE = meta_architecture
+    cfg.MODEL.PIXEL_MEAN = [123.675, 116.28, 103.53]
+    cfg.MODEL.PIXEL_STD = [58.395, 57.12, 57.375]
+    cfg.MODEL.BACKBONE.NAME = "build_patchify_backbone"
+    cfg.MODEL.DETR.NUM_CLASSES = 2 if meta_architecture == "UPDETR" else 4
+    cfg.MODEL.DETR.NUM_QUERIES = 20
+    cfg.MODEL.DETR.HIDDEN_DIM = 32
+    cfg.MODEL.DETR.NHEADS = 4
+    cfg.MODEL.DETR.ENC_LAYERS = 2
+    cfg.MODEL.DETR.DEC_LAYERS = 2
+    cfg.MODEL.DETR.DIM_FEEDFORWARD = 48
+    cfg.MODEL.DETR.DROPOUT = 0.0
+    cfg.MODEL.UPDETR.NUM_PATCHES = 5
+    cfg.merge_from_list(list(options))
+    return cfg
+
+
+# Options that put Detectron2's ResNet-18 in the place of the patchify backbone.
+RESNET18 = (
+    *("MODEL.BACKBONE.NAME", "build_resnet_backbone"),
+    *("MODEL.RESNETS.DEPTH", 18),
+    *("MODEL.RESNETS.RES2_OUT_CHANNELS", 64),
+    *("MODEL.RESNETS.OUT_FEATURES", ["res5"]),
+)
+
+
+def tiny_model(meta_architecture: str, *options) -> nn.Module:
+    """The model of :func:`tiny_cfg` with random weights, in training mode."""
+    return build_model(tiny_cfg(meta_architecture, *options))
+
+
+def random_instances(height: int, width: int, num_targets: int, *, num_classes: int = 4) -> Instances:
+    """Targets in Detectron2's format: boxes of 2 px at least inside the image, classes in [0, num_classes)."""
+    size = torch.tensor([width, height, width, height], dtype=torch.float32)
+    corners = torch.rand(num_targets, 2, 2) * (size[:2] - 2)
+    corners = corners.sort(dim=1).values
+    corners[:, 1] += 2
+    return Instances(
+        (height, width),
+        gt_boxes=Boxes(corners.flatten(1)),
+        gt_classes=torch.randint(num_classes, (num_targets,)),
+    )
+
+
+def random_sample(
+    height: int = 64, width: int = 96, *, num_targets: int = 3, num_patches: int | None = None
+) -> dict:
+    """A sample of noise as a mapper makes it, from torch's global generator.
+
+    Args:
+        height, width: of the image in px.
+        num_targets: boxes of classes 0–3; without effect if ``num_patches`` is given.
+        num_patches: adds ``patches`` of 64×64 px and has one target of class 1 for each.
+    """
+    sample = {
+        "image": torch.randint(256, (3, height, width), dtype=torch.uint8),
+        "height": height,
+        "width": width,
+        "instances": random_instances(height, width, num_targets if num_patches is None else num_patches),
+    }
+    if num_patches is not None:
+        sample["patches"] = torch.randint(256, (num_patches, 3, 64, 64), dtype=torch.uint8)
+        sample["instances"].gt_classes.fill_(1)
+    return sample
