@@ -261,6 +261,21 @@ def test_efficientnet_lite0_names_match_timms_in_order():
     torch.testing.assert_close(features["res5"], expected[4], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_100", "regnety_002"])
+def test_plain_timm_weights_fill_a_timm_backbone(name):
+    timm = pytest.importorskip("timm")
+    from updetr_d2.modeling.backbone import TimmBackbone
+
+    theirs = timm.create_model(name, pretrained=False).state_dict()
+    converted, report = convert(theirs, source="timm")
+    model = nn.Module()
+    model.backbone = TimmBackbone(name=name, out_features=["res5"])
+    result = model.load_state_dict(converted["model"], strict=False)
+    assert result.missing_keys == []
+    assert result.unexpected_keys == []
+    assert "no place for it" not in dict(report.dropped).values()
+
+
 # --- Errors ---
 
 

@@ -30,12 +30,14 @@ class Source:
     Args:
         pairs: their and our names, from the keys of a state dict (see ``layouts.py``).
         prefixes: what may stand before each of their names; the first one found is removed.
+        any_names: whether every state dict passes for this layout, so that a fit says nothing.
         restorable: whether :func:`restore` can write this layout.
         notes: what the user should know about configs.
     """
 
     pairs: Callable[[Iterable[str]], layouts.Pairs]
     prefixes: tuple[str, ...] = ("", "module.")
+    any_names: bool = False
     restorable: bool = False
     notes: tuple[str, ...] = ()
 
@@ -67,6 +69,14 @@ SOURCES = {
     "torchvision": Source(_resnet_pairs),
     "swav": Source(_resnet_pairs, prefixes=("module.", "")),
     "moco": Source(_resnet_pairs, prefixes=_MOCO_PREFIXES),
+    "timm": Source(
+        layouts.timm_pairs,
+        any_names=True,
+        notes=(
+            "use it with MODEL.BACKBONE.NAME build_timm_backbone and the model's MODEL.TIMM.NAME, "
+            "MODEL.PIXEL_MEAN and MODEL.PIXEL_STD",
+        ),
+    ),
     "efficientnet-lite0": Source(
         layouts.efficientnet_lite0_pairs,
         notes=(
@@ -81,7 +91,10 @@ _DROP_REASONS = [
     (r"encoder_k\.|momentum_encoder\.", "momentum copy of the encoder"),
     (r"(^|\.)queue(_ptr)?$", "queue of negatives"),
     (r"predictor\.", "projection or prediction head"),
-    (r"(^|\.)(projection_head|prototypes|fc|_fc)\b", "head of the task that it was trained for"),
+    (
+        r"(^|\.)(projection_head|prototypes|fc|_fc)\b|^(classifier|head|conv_head)\b",
+        "head of the task that it was trained for",
+    ),
     (r"^(_conv_head|_bn1)\.", "head of the task that it was trained for"),
     (r"^(patch2query|feature_align)\.", "used in pre-training only"),
 ]
@@ -232,7 +245,8 @@ def _drop_reason(name: str) -> str:
 
 def _mismatch_message(state: StateDict, source: str, report: ConversionReport) -> str:
     matched = len(report.kept) + len(report.renamed)
-    scores = {name: _convert_names(state, name)[1].matched_share for name in SOURCES}
+    specific = [name for name, layout in SOURCES.items() if not layout.any_names]
+    scores = {name: _convert_names(state, name)[1].matched_share for name in specific}
     best = max(scores, key=scores.__getitem__)
     hint = f"it looks like --source {best}" if scores[best] >= _LEAST_MATCHED else "no known --source fits it"
     return (

@@ -170,6 +170,18 @@ def transformers_detr_pairs(keys: Iterable[str]) -> Pairs:
     return [(theirs.get(official, official), ours) for official, ours in pairs]
 
 
+_TIMM_HEADS = re.compile(r"^(fc|classifier|head|head_fc|conv_head)\.")
+
+
+def timm_pairs(keys: Iterable[str]) -> Pairs:
+    """Plain timm models of any kind, without their classifier; so nothing can be told to be missing."""
+    return [
+        (key, f"backbone.{key}")
+        for key in keys
+        if not _TIMM_HEADS.match(key) and not key.endswith("num_batches_tracked")
+    ]
+
+
 # Blocks of each of the seven stages of EfficientNet-Lite0.
 _LITE0_BLOCKS = (1, 2, 2, 3, 3, 4, 1)
 
