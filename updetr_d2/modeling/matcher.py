@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from detectron2.config import configurable
 from detectron2.utils.registry import Registry
@@ -108,22 +109,12 @@ class HungarianMatcher:
             cost = self.cost(logits, boxes, targets).cpu()
         if not torch.isfinite(cost).all():
             raise FloatingPointError(_blame(logits, boxes, targets))
-        cost = cost.numpy()
         pairs = []
-        for layer in range(cost.shape[0]):
+        for layer, layer_cost in enumerate(cost.numpy()):
             for image, count in enumerate(targets.counts):
-                query, target = linear_sum_assignment(cost[layer, image, :, :count])
-                pairs.append(
-                    torch.stack(
-                        (
-                            torch.full((len(query),), layer),
-                            torch.full((len(query),), image),
-                            torch.from_numpy(query),
-                            torch.from_numpy(target),
-                        )
-                    )
-                )
-        indices = torch.cat(pairs, dim=1).to(logits.device, non_blocking=True)
+                query, target = linear_sum_assignment(layer_cost[image, :, :count])
+                pairs.append((np.full_like(query, layer), np.full_like(query, image), query, target))
+        indices = torch.from_numpy(np.concatenate(pairs, axis=1)).to(logits.device, non_blocking=True)
         return Matches(*indices.unbind())
 
 
