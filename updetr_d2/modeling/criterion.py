@@ -107,7 +107,7 @@ class SetCriterion(nn.Module):
 
     def num_boxes(self, targets: BatchTargets) -> Tensor:
         """Mean number of target boxes per process of the global batch, at least 1; a float32 scalar."""
-        total = torch.tensor(float(sum(targets.counts)), device=targets.boxes.device)
+        total = torch.full((), float(sum(targets.counts)), device=targets.boxes.device)
         if comm.get_world_size() > 1:
             torch.distributed.all_reduce(total)
             total = total / comm.get_world_size()
@@ -149,7 +149,7 @@ class SetCriterion(nn.Module):
     ) -> dict[str, Tensor]:
         logits = predictions["pred_logits"]
         last = matches.last_layer_only(len(logits))
-        counts = torch.tensor(targets.counts, device=logits.device)
+        counts = torch.tensor(targets.counts).to(logits.device, non_blocking=True)
         return {
             "class_error": losses.class_error(
                 logits[-1][last.image, last.query], targets.labels[last.image, last.target]

@@ -200,7 +200,7 @@ class DETR(nn.Module):
 def padding_mask(images: ImageList) -> Tensor:
     """bool ``[B, H, W]``, True on the padding of a batch; one transfer from the host."""
     device = images.tensor.device
-    sizes = torch.tensor(images.image_sizes, device=device)
+    sizes = torch.tensor(images.image_sizes).to(device, non_blocking=True)
     rows = torch.arange(images.tensor.shape[-2], device=device)
     columns = torch.arange(images.tensor.shape[-1], device=device)
     return (rows[None, :, None] >= sizes[:, 0, None, None]) | (
