@@ -1,0 +1,47 @@
+"""From head outputs to Instances, with probabilities that can be read off."""
+
+import torch
+
+from updetr_d2.modeling.postprocessing import absolute_boxes, detector_postprocess, query_patch_postprocess
+
+
+def logits_of(probabilities):
+    return torch.tensor(probabilities).log()
+
+
+def test_boxes_scale_to_height_and_width_of_each_image():
+    boxes = torch.tensor([[[0.5, 0.5, 0.2, 0.4]], [[0.5, 0.25, 1.0, 0.5]]])
+    expected = torch.tensor([[[80.0, 30.0, 120.0, 70.0]], [[0.0, 0.0, 10.0, 10.0]]])
+    torch.testing.assert_close(absolute_boxes(boxes, [(100, 200), (20, 10)]), expected)
+
+
+def test_detection_takes_the_best_class_that_is_not_no_object():
+    logits = logits_of([[[0.2, 0.1, 0.7], [0.3, 0.6, 0.1]]])
+    (result,) = detector_postprocess(logits, torch.rand(1, 2, 4), [(30, 40)])
+    assert result.image_size == (30, 40)
+    assert result.pred_classes.tolist() == [0, 1]
+    torch.testing.assert_close(result.scores, torch.tensor([0.2, 0.6]))
+
+
+def patch_logits(scores):
+    """Three logits (classes 0 and 1, no object) whose foreground probability is the given score."""
+    return logits_of([[[0.1 * s, 0.9 * s, 1 - s] for s in image] for image in scores])
+
+
+def test_the_best_query_of_each_patch_comes_first_and_the_others_follow_by_score():
+    # Three groups of two queries.
+    logits = patch_logits([[0.2, 0.3, 0.9, 0.8, 0.1, 0.05]])
+    boxes = torch.rand(1, 6, 4)
+    (result,) = query_patch_postprocess(logits, boxes, 3, [(10, 10)], [3])
+    torch.testing.assert_close(result.scores, torch.tensor([0.3, 0.9, 0.1, 0.8, 0.2, 0.05]))
+    assert result.pred_patches.tolist() == [0, 1, 2, 1, 0, 2]
+    expected = absolute_boxes(boxes, [(10, 10)])[0, [1, 2, 4, 3, 0, 5]]
+    torch.testing.assert_close(result.pred_boxes.tensor, expected)
+
+
+def test_groups_beyond_the_patches_of_an_image_are_left_out():
+    logits = patch_logits([[0.1, 0.2, 0.9, 0.8], [0.1, 0.2, 0.9, 0.8]])
+    first, second = query_patch_postprocess(logits, torch.rand(2, 4, 4), 2, [(10, 10)] * 2, [1, 2])
+    assert first.pred_patches.tolist() == [0, 0]
+    torch.testing.assert_close(first.scores, torch.tensor([0.2, 0.1]))
+    assert second.pred_patches.tolist() == [0, 1, 1, 0]
