@@ -108,6 +108,30 @@ def _add_model_config(cfg: CN) -> None:
     # Weight of the "no object" class in the classification loss.
     cfg.MODEL.CRITERION.EOS_COEF = 0.1
 
+    # --- Masks (DETR, Section 4.4) ---
+    cfg.MODEL.MASK_HEAD = CN()
+    # Three features that refine the masks, coarsest first; masks have the resolution of the last one.
+    cfg.MODEL.MASK_HEAD.IN_FEATURES = ["res4", "res3", "res2"]
+    # Classes below this number are things, the others stuff; 0 takes it from the metadata of the training
+    # data set. MODEL.DETR.NUM_CLASSES for instance segmentation.
+    cfg.MODEL.MASK_HEAD.NUM_THING_CLASSES = 80
+    # Train the mask head only, on a detector that is loaded from MODEL.WEIGHTS.
+    cfg.MODEL.MASK_HEAD.FREEZE_DETR = False
+    # Softmax of the attention maps over heads and positions together, as DETR's released weights need it,
+    # instead of over the positions of each head (UP-DETR's code).
+    cfg.MODEL.MASK_HEAD.SOFTMAX_OVER_HEADS = False
+    # Points per mask in which the mask losses compare, drawn as in PointRend; 0 compares every pixel.
+    cfg.MODEL.MASK_HEAD.TRAIN_NUM_POINTS = 0
+    # Candidates drawn per point, and the share of points that are the most uncertain candidates.
+    cfg.MODEL.MASK_HEAD.OVERSAMPLE_RATIO = 3.0
+    cfg.MODEL.MASK_HEAD.IMPORTANCE_SAMPLE_RATIO = 0.75
+    # Probability above which a pixel belongs to an instance's mask.
+    cfg.MODEL.MASK_HEAD.MASK_THRESHOLD = 0.5
+    # Panoptic output: queries of at most this score are left out ...
+    cfg.MODEL.MASK_HEAD.SCORE_THRESHOLD = 0.85
+    # ... and segments of at most this area (px).
+    cfg.MODEL.MASK_HEAD.MIN_SEGMENT_AREA = 4
+
     # --- timm backbones (MODEL.BACKBONE.NAME: build_timm_backbone) ---
     cfg.MODEL.TIMM = CN()
     # Any timm model that supports features_only.

@@ -1,4 +1,4 @@
-"""Set prediction loss of DETR (arXiv 2005.12872, Section 3.1) with UP-DETR's feature reconstruction."""
+"""Set prediction loss of DETR (arXiv 2005.12872, Section 3.1): boxes, masks and UP-DETR's reconstruction."""
 
 import torch
 from detectron2.config import configurable
@@ -6,7 +6,8 @@ from detectron2.utils import comm
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
-from updetr_d2.modeling import losses
+from updetr_d2.modeling import losses, mask_losses
+from updetr_d2.modeling.mask_head import QueryMasks
 from updetr_d2.modeling.matcher import Matches, build_matcher
 from updetr_d2.modeling.targets import BatchTargets
 
@@ -31,6 +32,7 @@ class SetCriterion(nn.Module):
         weights: weight of each loss by name, such as ``{"loss_ce": 1, "loss_bbox": 5, "loss_giou": 2}``.
         eos_coef: weight of "no object" in the classification loss, in (0, 1].
         deep_supervision: losses on every decoder layer instead of the last only.
+        mask_points: compare masks in random points only, None in every pixel.
     """
 
     @configurable
@@ -42,12 +44,14 @@ class SetCriterion(nn.Module):
         weights: dict[str, float],
         eos_coef: float = 0.1,
         deep_supervision: bool = True,
+        mask_points: mask_losses.PointSampling | None = None,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.matcher = matcher
         self.weights = weights
         self.deep_supervision = deep_supervision
+        self.mask_points = mask_points
         class_weights = torch.ones(num_classes + 1)
         class_weights[-1] = eos_coef
         self.register_buffer("class_weights", class_weights, persistent=False)
@@ -68,32 +72,42 @@ class SetCriterion(nn.Module):
             },
             "eos_coef": criterion.EOS_COEF,
             "deep_supervision": cfg.MODEL.DETR.DEEP_SUPERVISION,
+            "mask_points": mask_losses.point_sampling(cfg),
         }
 
     def forward(
-        self, heads: dict[str, Tensor], targets: BatchTargets
+        self, heads: dict[str, Tensor | QueryMasks], targets: BatchTargets
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """
         Args:
             heads: ``pred_logits`` [L,B,N,K+1], ``pred_boxes`` [L,B,N,4] and optionally ``pred_features``
-                [L,B,N,D]; any float type, the losses are computed in float32.
-            targets: padded targets of the B images; with ``features`` if ``pred_features`` is given.
+                [L,B,N,D] and ``query_masks``, a :class:`QueryMasks`; any float type, the losses are computed
+                in float32.
+            targets: padded targets of the B images; with ``features`` if ``pred_features`` is given, with
+                ``masks`` if ``query_masks`` is given.
 
         Returns:
             weighted scalar losses (suffix ``_0`` … ``_{L-2}`` for the layers before the last), and scalar
             metrics of the last layer that are logged but not trained: ``class_error`` (%),
             ``cardinality_error``.
         """
+        num_boxes = self.num_boxes(targets)
         with torch.autocast(heads["pred_logits"].device.type, enabled=False):
-            return self._forward(heads, targets)
+            weighted, metrics, last_matches = self._query_losses(heads, targets, num_boxes)
+        if "query_masks" in heads:  # outside, as this runs the mask head
+            values = self.mask_losses(heads["query_masks"], targets, last_matches, num_boxes)
+            weighted.update({name: self.weights[name] * value for name, value in values.items()})
+        return weighted, metrics
 
-    def _forward(self, heads, targets):
+    def _query_losses(
+        self, heads: dict[str, Tensor], targets: BatchTargets, num_boxes: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Matches]:
+        """Everything but the masks: weighted losses, metrics and the matches of the last layer."""
         first_layer = 0 if self.deep_supervision else len(heads["pred_logits"]) - 1
         predictions = {name: heads[name][first_layer:] for name in ("pred_logits", "pred_boxes")}
         if "pred_features" in heads:
             predictions["pred_features"] = heads["pred_features"][first_layer:]
         matches = self.matcher(predictions["pred_logits"], predictions["pred_boxes"], targets)
-        num_boxes = self.num_boxes(targets)
         layer_losses = {
             **self.class_losses(predictions, targets, matches),
             **self.pair_losses(predictions, targets, matches, num_boxes),
@@ -103,7 +117,8 @@ class SetCriterion(nn.Module):
             *auxiliary, last = (self.weights[name] * values).unbind()
             weighted[name] = last
             weighted.update({f"{name}_{i}": value for i, value in enumerate(auxiliary)})
-        return weighted, self.metrics(predictions, targets, matches)
+        last = matches.last_layer_only(len(predictions["pred_logits"]))
+        return weighted, self.metrics(predictions, targets, last), last
 
     def num_boxes(self, targets: BatchTargets) -> Tensor:
         """Mean number of target boxes per process of the global batch, at least 1; a float32 scalar."""
@@ -143,12 +158,35 @@ class SetCriterion(nn.Module):
             for name, values in pair_losses.items()
         }
 
+    def mask_losses(
+        self, query_masks: QueryMasks, targets: BatchTargets, matches: Matches, num_boxes: Tensor
+    ) -> dict[str, Tensor]:
+        """Losses of the masks of matched queries, the only ones that are computed.
+
+        Args:
+            matches: pairs of the last decoder layer.
+        """
+        image, query, target = matches.image, matches.query, matches.target
+        if not len(image):
+            # One query with weight 0 gives every parameter of the mask head a gradient, which DDP waits for.
+            first = torch.zeros(1, dtype=torch.int64, device=num_boxes.device)
+            nothing = 0 * query_masks.of(first, first).float().sum()
+            return {"loss_mask": nothing, "loss_dice": nothing}
+        logits = query_masks.of(image, query)
+        with torch.autocast(logits.device.type, enabled=False):
+            predicted, true = mask_losses.corresponding_values(
+                logits.float(), targets.masks[image, target], self.mask_points
+            )
+            return {
+                "loss_mask": mask_losses.focal_loss(predicted, true).sum() / num_boxes,
+                "loss_dice": mask_losses.dice_loss(predicted, true).sum() / num_boxes,
+            }
+
     @torch.no_grad()
     def metrics(
-        self, predictions: dict[str, Tensor], targets: BatchTargets, matches: Matches
+        self, predictions: dict[str, Tensor], targets: BatchTargets, last: Matches
     ) -> dict[str, Tensor]:
         logits = predictions["pred_logits"]
-        last = matches.last_layer_only(len(logits))
         counts = torch.tensor(targets.counts).to(logits.device, non_blocking=True)
         return {
             "class_error": losses.class_error(

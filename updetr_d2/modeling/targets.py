@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from detectron2.structures import Instances
+from detectron2.structures import BitMasks, Instances
 from torch import Tensor
 
 from updetr_d2.modeling.box_ops import xyxy_to_cxcywh
@@ -17,7 +17,7 @@ class BatchTargets:
         labels: int64 ``[B, T]``, classes in [0, K); 0 on padding.
         boxes: float32 ``[B, T, 4]``, (cx, cy, w, h) as fractions of the image; the whole image on padding.
         counts: number of targets of every image, on the host.
-        masks: bool ``[B, T, h, w]`` padded to the batch, or None.
+        masks: bool ``[B, T, H, W]`` of the padded images, False on padding, or None.
         features: ``[B, T, D]`` features to reconstruct, or None.
     """
 
@@ -44,3 +44,21 @@ class BatchTargets:
             boxes=boxes.to(device, non_blocking=True),
             counts=counts,
         )
+
+
+def pad_masks(masks: list[BitMasks], size: tuple[int, int], device: torch.device) -> Tensor:
+    """Masks of B images, for ``BatchTargets.masks``.
+
+    Args:
+        masks: ``[T_b, H_b, W_b]`` each, on the host.
+        size: (height, width) of the padded images, at least that of every image.
+        device: where the result is.
+
+    Returns:
+        bool ``[B, T, *size]``, T the largest T_b.
+    """
+    padded = torch.zeros(len(masks), max(map(len, masks)), *size, dtype=torch.bool, device=device)
+    for image_padded, image_masks in zip(padded, masks):
+        count, height, width = image_masks.tensor.shape
+        image_padded[:count, :height, :width] = image_masks.tensor.to(device, non_blocking=True)
+    return padded

@@ -1,6 +1,7 @@
 """Meta-architectures, registered in Detectron2's ``META_ARCH_REGISTRY``."""
 
 from updetr_d2.modeling.meta_arch.detr import DETR
+from updetr_d2.modeling.meta_arch.panoptic_detr import PanopticDETR
 from updetr_d2.modeling.meta_arch.updetr import UPDETR
 
-__all__ = ["DETR", "UPDETR"]
+__all__ = ["DETR", "UPDETR", "PanopticDETR"]

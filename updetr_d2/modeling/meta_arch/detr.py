@@ -36,6 +36,9 @@ class DETR(nn.Module):
         ValueError: if the backbone has no feature ``in_feature``.
     """
 
+    # Modules that a checkpoint of UP-DETR pre-training does not give to this one.
+    left_out_of_pretraining: tuple[str, ...] = ("class_embed", "patch2query", "feature_align")
+
     @configurable
     def __init__(
         self,
@@ -165,9 +168,19 @@ class DETR(nn.Module):
         Returns:
             decoder states ``[L, B, N, C]``, encoder memory ``[B, C, h, w]``.
         """
-        feature_padding = F.interpolate(image_padding[:, None].float(), size=features.shape[-2:])[:, 0].bool()
+        feature_padding = resize_padding(image_padding, features.shape[-2:])
+        return self.attend(self.input_proj(features), feature_padding, query_position, query_mask)
+
+    def attend(
+        self,
+        projected: Tensor,
+        feature_padding: Tensor,
+        query_position: Tensor,
+        query_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """:meth:`run_transformer` on projected features ``[B, C, h, w]`` and their padding ``[B, h, w]``."""
         return self.transformer(
-            self.input_proj(features),
+            projected,
             position=self.position_encoding(feature_padding),
             query_position=query_position,
             padding_mask=feature_padding,
@@ -206,6 +219,11 @@ def padding_mask(images: ImageList) -> Tensor:
     return (rows[None, :, None] >= sizes[:, 0, None, None]) | (
         columns[None, None, :] >= sizes[:, 1, None, None]
     )
+
+
+def resize_padding(padding: Tensor, size: tuple[int, int]) -> Tensor:
+    """bool ``[B, H, W]`` -> ``[B, *size]`` by nearest neighbour."""
+    return F.interpolate(padding[:, None].float(), size=size)[:, 0].bool()
 
 
 def output_sizes(batched_inputs: list[dict], images: ImageList) -> list[tuple[int, int]]:
