@@ -112,9 +112,9 @@ def _add_model_config(cfg: CN) -> None:
     cfg.MODEL.MASK_HEAD = CN()
     # Three features that refine the masks, coarsest first; masks have the resolution of the last one.
     cfg.MODEL.MASK_HEAD.IN_FEATURES = ["res4", "res3", "res2"]
-    # Classes below this number are things, the others stuff; 0 takes it from the metadata of the training
-    # data set. MODEL.DETR.NUM_CLASSES for instance segmentation.
-    cfg.MODEL.MASK_HEAD.NUM_THING_CLASSES = 80
+    # Classes below this number are things, the others stuff; 0 takes it from the metadata of the first
+    # training data set.
+    cfg.MODEL.MASK_HEAD.NUM_THING_CLASSES = 0
     # Train the mask head only, on a detector that is loaded from MODEL.WEIGHTS.
     cfg.MODEL.MASK_HEAD.FREEZE_DETR = False
     # Softmax of the attention maps over heads and positions together, as DETR's released weights need it,

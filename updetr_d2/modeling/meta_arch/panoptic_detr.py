@@ -1,7 +1,7 @@
 """DETR with masks: instance and panoptic segmentation (Carion et al., ECCV 2020, Section 4.4)."""
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList
@@ -86,12 +86,11 @@ class PanopticDETR(DETR):
     @classmethod
     def from_config(cls, cfg):
         head = cfg.MODEL.MASK_HEAD
-        metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]) if cfg.DATASETS.TRAIN else None
         return {
             **super().from_config(cfg),
             "num_heads": cfg.MODEL.DETR.NHEADS,
             "fpn_features": head.IN_FEATURES,
-            "num_thing_classes": head.NUM_THING_CLASSES or len(metadata.thing_dataset_id_to_contiguous_id),
+            "num_thing_classes": head.NUM_THING_CLASSES or count_thing_classes(cfg),
             "softmax_over_heads": head.SOFTMAX_OVER_HEADS,
             "freeze_detr": head.FREEZE_DETR,
             "mask_threshold": head.MASK_THRESHOLD,
@@ -158,3 +157,19 @@ class PanopticDETR(DETR):
                 min_area=self.min_segment_area,
             )
         return results
+
+
+def count_thing_classes(cfg: CfgNode) -> int:
+    """Number of thing classes of the first training data set.
+
+    Raises:
+        ValueError: if its metadata do not tell.
+    """
+    names = cfg.DATASETS.TRAIN
+    thing_ids = MetadataCatalog.get(names[0]).get("thing_dataset_id_to_contiguous_id") if names else None
+    if thing_ids is None:
+        raise ValueError(
+            f"Which classes are things is not known from DATASETS.TRAIN {tuple(names)}: set "
+            "MODEL.MASK_HEAD.NUM_THING_CLASSES to their number."
+        )
+    return len(thing_ids)
