@@ -15,9 +15,11 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 
 from updetr_d2 import add_updetr_config
 from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
+from updetr_d2.data.detection_classes import derive_num_classes
 from updetr_d2.data.sources import ensure_registered
 from updetr_d2.engine.launch import launch
 from updetr_d2.engine.trainer import UPDETRTrainer
@@ -25,15 +27,19 @@ from updetr_d2.engine.validation import check_config
 
 
 def setup(args: Namespace) -> CfgNode:
-    """Read and check the config, register the data sets that it names, start logging."""
+    """Read and check the config, start logging, register the data sets that it names."""
     cfg = get_cfg()
     add_updetr_config(cfg)
     cfg.merge_from_file(args.config_file)
     cfg.merge_from_list(args.opts)
     check_config(cfg)
-    ensure_registered((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
-    cfg.freeze()
     default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="updetr_d2")
+    # After the logging has started, so that problems of the data sets are in the log.
+    dataset_names = cfg.DATASETS.TEST if args.eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    ensure_registered(dataset_names)
+    cfg = derive_num_classes(cfg, dataset_names)
+    cfg.freeze()
     return cfg
 
 

@@ -11,6 +11,9 @@ logger = logging.getLogger(__name__)
 
 PRETRAINING_META_ARCHITECTURE = "UPDETR"
 
+# Where Detectron2's R-CNNs keep the stages of a CNN: all in an FPN, or the last one in the box head (C4).
+_RCNN_CNN_PREFIXES = ("backbone.bottom_up.", "roi_heads.")
+
 
 class UPDETRCheckpointer(DetectionCheckpointer):
     """Saves the name of the meta-architecture beside the weights, and loads weights without running code.
@@ -38,7 +41,7 @@ class UPDETRCheckpointer(DetectionCheckpointer):
         return load_state_file(f)
 
     def _load_model(self, checkpoint: dict):
-        weights = checkpoint["model"]
+        weights = checkpoint["model"] = place_cnn(checkpoint["model"], set(self.model.state_dict()))
         left_out = []
         if is_pretraining_checkpoint(checkpoint):
             prefixes = tuple(f"{name}." for name in getattr(self.model, "left_out_of_pretraining", ()))
@@ -61,6 +64,26 @@ class UPDETRCheckpointer(DetectionCheckpointer):
         ]
         headers = ("part", "loaded", "left out", "wrong shape", "not in checkpoint", "not in model")
         logger.info("Tensors taken from the checkpoint:\n%s", tabulate(rows, headers, tablefmt="pipe"))
+
+
+def place_cnn(weights: dict, names: set[str]) -> dict:
+    """Rename the CNN of a checkpoint (``backbone.*``) to where a Faster R-CNN has it.
+
+    Args:
+        weights: state dict of a checkpoint.
+        names: of the parameters and buffers of the model.
+
+    Returns:
+        the state dict, in which names that the model has stay as they are.
+    """
+
+    def place(name: str) -> str:
+        if name in names or not name.startswith("backbone."):
+            return name
+        candidates = (prefix + name.removeprefix("backbone.") for prefix in _RCNN_CNN_PREFIXES)
+        return next((candidate for candidate in candidates if candidate in names), name)
+
+    return {place(name): tensor for name, tensor in weights.items()}
 
 
 def is_pretraining_checkpoint(checkpoint: dict) -> bool:

@@ -32,3 +32,10 @@ def cache_folder(*parts: str) -> Path:
             f"set ${CACHE_VARIABLE} to a folder that can be written."
         ) from error
     return folder
+
+
+def write_atomically(path: str | Path, text: str) -> None:
+    """Write a file in one piece; several processes may write the same one."""
+    temporary = Path(path).with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

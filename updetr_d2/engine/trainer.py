@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
+from updetr_d2.data.detection_classes import check_class_ids
 from updetr_d2.data.loader import build_test_loader, build_train_loader, load_training_set
 from updetr_d2.data.mappers import build_mapper
 from updetr_d2.engine.hooks import CheckpointHook, QueryPatchPictures, SkippedFilesReport
@@ -39,6 +40,7 @@ class UPDETRTrainer(DefaultTrainer):
         TrainerBase.__init__(self)  # DefaultTrainer's own __init__ cannot run DDP or autocast on a CPU
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         dataset_dicts = load_training_set(cfg)
+        check_class_ids(cfg, dataset_dicts)
         cfg = derive_schedule(cfg, len(dataset_dicts))
         save_config(cfg)
 

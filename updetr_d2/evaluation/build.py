@@ -4,6 +4,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 
+from updetr_d2.evaluation.coco_style_voc import build_voc_evaluator
 from updetr_d2.evaluation.query_patch_evaluation import QueryPatchEvaluator
 
 
@@ -25,6 +26,8 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> Data
     evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if evaluator_type == "coco":
         return COCOEvaluator(dataset_name, output_dir=output_folder)
+    if evaluator_type == "pascal_voc":
+        return build_voc_evaluator(dataset_name, output_folder)
     raise ValueError(
         f"DATASETS.TEST '{dataset_name}' has evaluator type '{evaluator_type}', which "
         f"{cfg.MODEL.META_ARCHITECTURE} cannot be evaluated on."

@@ -26,12 +26,14 @@ class UPDETR(DETR):
         mask_ratio: probability that a query loses its patch in training, in [0, 1).
         query_shuffle: permute the object query embeddings in training.
         feature_recon: reconstruct the patch feature from each query.
-        freeze_backbone: train nothing of the CNN.
+        freeze_backbone: change nothing of the CNN, neither weights nor BatchNorm statistics.
         **detr_args: as for :class:`DETR`.
 
     Raises:
         ValueError: if ``num_patches`` does not divide ``num_queries`` or ``mask_ratio`` is out of range.
     """
+
+    left_out_of_pretraining = ()
 
     @configurable
     def __init__(
@@ -64,7 +66,7 @@ class UPDETR(DETR):
         )
         self.freeze_backbone = freeze_backbone
         if freeze_backbone:
-            self.backbone.requires_grad_(False)
+            self.backbone.requires_grad_(False).eval()
 
     @classmethod
     def from_config(cls, cfg):
@@ -77,6 +79,13 @@ class UPDETR(DETR):
             "feature_recon": updetr.FEATURE_RECON,
             "freeze_backbone": updetr.FREEZE_BACKBONE,
         }
+
+    def train(self, mode: bool = True) -> "UPDETR":
+        """As for every module, but a frozen CNN stays in evaluation: no new BatchNorm statistics, no dropout."""
+        super().train(mode)
+        if self.freeze_backbone:
+            self.backbone.eval()
+        return self
 
     def forward(self, batched_inputs: list[dict]):
         """

@@ -1,0 +1,76 @@
+"""Pascal VOC measured COCO's way (AP, AP50, AP75 over IoU 0.5:0.95) beside Detectron2's own VOC measure."""
+
+import hashlib
+import json
+import os
+import xml.etree.ElementTree as ET
+
+from detectron2.data import MetadataCatalog
+from detectron2.data.datasets.coco import convert_to_coco_dict
+from detectron2.evaluation import (
+    COCOEvaluator,
+    DatasetEvaluator,
+    DatasetEvaluators,
+    PascalVOCDetectionEvaluator,
+)
+
+from updetr_d2.data.cache import cache_folder, write_atomically
+
+
+class RenamedVOCEvaluator(PascalVOCDetectionEvaluator):
+    """Detectron2's evaluator with its results under "voc_bbox", since COCO's are under "bbox"."""
+
+    def evaluate(self) -> dict | None:
+        results = super().evaluate()
+        return None if results is None else {"voc_bbox": results["bbox"]}
+
+
+def build_voc_evaluator(dataset_name: str, output_folder: str) -> DatasetEvaluator:
+    """Both measures on a data set in VOC's layout.
+
+    Args:
+        dataset_name: registered with ``detectron2.data.datasets.register_pascal_voc``.
+        output_folder: for the predictions.
+
+    Returns:
+        an evaluator with the results "bbox" (COCO's AP, AP50, AP75 ..., see :func:`coco_style_ground_truth`) and
+        "voc_bbox" (VOC's AP, 11-point for 2007, averaged over IoU 0.5:0.95, at 0.5 and 0.75).
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    if not metadata.get("json_file"):
+        digest = hashlib.sha256(os.path.abspath(metadata.dirname).encode()).hexdigest()[:16]
+        metadata.json_file = str(cache_folder("coco_style_voc") / f"{dataset_name}-{digest}.json")
+    # Written anew each time, as nothing tells whether the XML files have changed.
+    write_atomically(metadata.json_file, json.dumps(coco_style_ground_truth(dataset_name)))
+    return DatasetEvaluators(
+        [COCOEvaluator(dataset_name, output_dir=output_folder), RenamedVOCEvaluator(dataset_name)]
+    )
+
+
+def coco_style_ground_truth(dataset_name: str) -> dict:
+    """The labels of a VOC data set in COCO's format.
+
+    UP-DETR's code has no evaluation on VOC; the paper reports COCO's measures on VOC's test set. Objects
+    marked difficult are ignored, neither missed nor false, as in VOC's own protocol: they become ``iscrowd``,
+    the only mark of COCO's format that its evaluation honours. Training uses them as any other object, as
+    Detectron2's loader does. Boxes are those of the loader: VOC's 1-based inclusive pixels as continuous
+    coordinates from 0.
+
+    Args:
+        dataset_name: registered with ``detectron2.data.datasets.register_pascal_voc``.
+    """
+    ground_truth = convert_to_coco_dict(dataset_name)
+    ground_truth.setdefault("annotations", [])
+    folder = os.path.join(MetadataCatalog.get(dataset_name).dirname, "Annotations")
+    # The loader keeps the order of the objects in the XML files.
+    difficult = [
+        flag for image in ground_truth["images"] for flag in difficult_flags(f"{folder}/{image['id']}.xml")
+    ]
+    for annotation, flag in zip(ground_truth["annotations"], difficult, strict=True):
+        annotation["iscrowd"] = flag
+    return ground_truth
+
+
+def difficult_flags(xml_file: str) -> list[int]:
+    """1 for each object of a VOC annotation file that is marked difficult, else 0, in the file's order."""
+    return [int(obj.findtext("difficult", "0")) for obj in ET.parse(xml_file).findall("object")]
