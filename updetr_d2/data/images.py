@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 # Formats that are decoded, whatever the extension says. Others of Pillow's stay closed on purpose: some
 # start external programs (EPS) and none is used for photographs.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+Image.init()  # knows all of them by name from the start
 _WHITE = (255, 255, 255, 255)
 
 
