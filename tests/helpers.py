@@ -22,6 +22,8 @@ class PatchifyBackbone(Backbone):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, 12, kernel_size=16, stride=16)
         self.conv2 = nn.Conv2d(12, 16, kernel_size=2, stride=2)
+        for conv in (self.conv1, self.conv2):
+            nn.init.kaiming_normal_(conv.weight)  # features of unit size, which differ between images
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         height, width = images.shape[-2:]
@@ -71,6 +73,12 @@ RESNET18 = (
     *("MODEL.RESNETS.DEPTH", 18),
     *("MODEL.RESNETS.RES2_OUT_CHANNELS", 64),
     *("MODEL.RESNETS.OUT_FEATURES", ["res5"]),
+)
+
+# The first self-attention of the decoder sees only zeros, so these have no gradient in a fresh model.
+WITHOUT_GRADIENT_AT_START = (
+    "transformer.decoder.layers.0.self_attn.",
+    "transformer.decoder.layers.0.norm1.weight",
 )
 
 
