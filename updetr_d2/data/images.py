@@ -8,9 +8,8 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image, ImageOps
 
 # Formats that are decoded, whatever the extension says. Others of Pillow's stay closed on purpose: some
-# start external programs (EPS) and none is used for photographs.
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
-Image.init()  # knows all of them by name from the start
+# start external programs (EPS) and none is used for photographs. JPEG includes the MPO files of phones.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 _WHITE = (255, 255, 255, 255)
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import weakref
 
 import torch
@@ -74,7 +75,8 @@ class UPDETRTrainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        return build_evaluator(cfg, dataset_name, os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name))
+        folder = re.sub(r"[^\w.-]+", "_", dataset_name)  # a name such as folder:/data/photos is no path
+        return build_evaluator(cfg, dataset_name, os.path.join(cfg.OUTPUT_DIR, "inference", folder))
 
     def build_hooks(self) -> list[hooks.HookBase | None]:
         cfg = self.cfg
