@@ -95,7 +95,9 @@ class PatchAugmentation:
                     f"INPUT.QUERY_PATCH.{key} = {value} is out of range: use 0 or more, for HUE 0 ... 0.5."
                 )
         if not 0 < blur_sigma[0] <= blur_sigma[1]:
-            raise ValueError(f"INPUT.QUERY_PATCH.BLUR_SIGMA = {blur_sigma} is no range: use (low, high) in px.")
+            raise ValueError(
+                f"INPUT.QUERY_PATCH.BLUR_SIGMA = {blur_sigma} is no range: use (low, high) in px."
+            )
         self.jitter_prob = jitter_prob
         self.grayscale_prob = grayscale_prob
         self.blur_prob = blur_prob

@@ -1,5 +1,6 @@
 """Read any common image file as upright 8-bit RGB, or say in one exception class why it cannot be used."""
 
+import contextlib
 import io
 import warnings
 
@@ -73,7 +74,8 @@ def read_image_rgb(file_name: str, *, min_side: int = 1) -> np.ndarray:
 def _decode(image: Image.Image) -> np.ndarray:
     """Turn an opened image into upright uint8 H×W×3 RGB."""
     image.load()
-    image = _upright(image)
+    with contextlib.suppress(Exception):  # broken EXIF data count as none
+        ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I") or image.mode == "F":
         gray = _to_8_bits(np.asarray(image), is_16_bit=image.mode != "F" and _is_16_bit(image))
         return np.repeat(gray[..., None], 3, axis=2)
@@ -81,14 +83,6 @@ def _decode(image: Image.Image) -> np.ndarray:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, _WHITE), rgba)
     return np.array(image.convert("RGB"))
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation; broken EXIF data counts as none."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:
-        return image
 
 
 def _is_16_bit(image: Image.Image) -> bool:

@@ -1,133 +1,111 @@
-"""Data sets that need no code: names such as ``folder:/data/photos`` in ``DATASETS.TRAIN`` and ``DATASETS.TEST``."""
+"""Names of data sets that need no registration code, such as ``DATASETS.TRAIN: ("folder:/data/photos",)``.
 
-import hashlib
-import json
-import logging
+Importing the module also registers ``imagenet_train_unlabeled`` and ``imagenet_val_unlabeled``, the folders
+``ImageNet/train`` and ``ImageNet/val`` below ``$DETECTRON2_DATASETS`` (``datasets`` if it is not set).
+"""
+
+import functools
 import os
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+from torch.utils.data import ConcatDataset
 
-from updetr_d2.data.cache import cache_folder
+from updetr_d2.data.image_folder import existing_folder, load_image_folder
 
-logger = logging.getLogger(__name__)
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-
-
-def register_folder(name: str, folder: str) -> None:
-    """Register the images of a folder tree, without labels, under ``name``."""
-    DatasetCatalog.register(name, lambda: load_folder(folder))
-    MetadataCatalog.get(name).set(evaluator_type="query_patch", image_root=folder)
+# Evaluator of data sets without labels: how well are random patches found again?
+QUERY_PATCH_EVALUATOR = "query_patch"
 
 
-# prefix -> (form of the name, function that registers it)
-SOURCES: dict[str, tuple[str, Callable[[str, str], None]]] = {
-    "folder": ("folder:DIRECTORY", register_folder),
-}
+@dataclass(frozen=True)
+class Source:
+    """A form of data set names.
+
+    Attributes:
+        form: how such names look, for people.
+        register: called with the full name and the part after the prefix; registers the name in
+            Detectron2's catalogs or raises ValueError with one sentence.
+    """
+
+    form: str
+    register: Callable[[str, str], None]
+
+
+_SOURCES: dict[str, Source] = {}
+
+
+def add_source(prefix: str, *, form: str, register: Callable[[str, str], None]) -> None:
+    """Make data set names that begin with ``prefix:`` usable; see :class:`Source`."""
+    _SOURCES[prefix] = Source(form, register)
 
 
 def ensure_registered(names: Iterable[str]) -> None:
-    """Register the data sets that are named by where they are.
+    """Register the data sets that say in their names where they are, such as ``folder:DIR``.
 
     Args:
-        names: data set names of a config; those that are registered already are left alone.
+        names: names as in ``DATASETS.TRAIN``; those already registered stay as they are.
 
     Raises:
-        ValueError: if a name is neither registered nor of a known form.
+        ValueError: for a name that is neither registered nor of a known form, or whose data are not there.
     """
     for name in names:
-        if name in DatasetCatalog.list():
+        if name in DatasetCatalog:
             continue
-        prefix, separator, location = name.partition(":")
-        if not separator or prefix not in SOURCES or not location:
-            forms = ", ".join(form for form, _ in SOURCES.values())
+        prefix, separator, argument = name.partition(":")
+        if not separator or prefix not in _SOURCES:
+            forms = ", ".join(source.form for source in _SOURCES.values())
             raise ValueError(
-                f"DATASETS.TRAIN / DATASETS.TEST: there is no data set '{name}'; give the name of a registered "
-                f"one or where it is ({forms})."
+                f"Unknown data set {name!r} in DATASETS: use the name of a registered data set or one of the "
+                f"forms {forms}."
             )
-        SOURCES[prefix][1](name, location)
+        _SOURCES[prefix].register(name, argument)
 
 
-def load_folder(folder: str) -> list[dict]:
-    """All images below a folder, symbolic links followed, sorted by path.
-
-    The list is kept in the cache folder and used again as long as no folder of the tree has changed.
+def load_dataset_dicts(
+    names: Sequence[str], *, filter_empty: bool, key: str = "DATASETS.TRAIN"
+) -> Sequence[dict]:
+    """Load one or more data sets, registered or named by a source, one after the other.
 
     Args:
-        folder: root of the tree.
+        names: names of the data sets.
+        filter_empty: leave out images of labelled data sets that have no (non-crowd) annotation.
+        key: where the names come from, for messages.
 
     Returns:
-        ``{"file_name", "image_id"}`` of each image; ``image_id`` is the path relative to ``folder``.
+        Dataset dicts in Detectron2's format, as a list or, for data sets without labels, a map-style
+        ``torch.utils.data.Dataset``.
 
     Raises:
-        ValueError: if the folder does not exist or holds no images.
+        ValueError: if there are no images.
     """
-    root = os.path.abspath(os.path.expanduser(folder))
-    if not os.path.isdir(root):
-        raise ValueError(f"DATASETS: 'folder:{folder}' names a folder that does not exist.")
-    paths = _read_index(root)
-    if paths is None:
-        paths, modified = scan_folder(root)
-        _write_index(root, paths, modified)
-        logger.info("Found %d images in %s", len(paths), root)
-    if not paths:
-        raise ValueError(
-            f"DATASETS: 'folder:{folder}' holds no images; files with these endings are images: "
-            f"{', '.join(IMAGE_SUFFIXES)}."
-        )
-    return [{"file_name": os.path.join(root, path), "image_id": path} for path in paths]
-
-
-def scan_folder(root: str) -> tuple[list[str], dict[str, int]]:
-    """Walk a folder tree.
-
-    Returns:
-        sorted paths of the images relative to ``root``, and the modification time (ns) of every folder.
-    """
-    paths, modified, seen = [], {}, set()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:  # a link to a folder above it, or a second way here
-            subfolders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        subfolders.sort()
-        relative = os.path.relpath(folder, root)
-        modified[relative] = status.st_mtime_ns
-        prefix = "" if relative == "." else relative + os.sep
-        paths.extend(prefix + file for file in files if file.lower().endswith(IMAGE_SUFFIXES))
-    return sorted(paths), modified
-
-
-def _index_path(root: str) -> Path:
-    return cache_folder("folder_index") / f"{hashlib.sha256(root.encode()).hexdigest()[:24]}.json"
-
-
-def _read_index(root: str) -> list[str] | None:
-    """The cached list, or None if there is none, it is damaged or a folder has changed since."""
+    if not names:
+        raise ValueError(f"{key} is empty: name a data set, for instance {key} \"('folder:/data/photos',)\".")
+    ensure_registered(names)
     try:
-        index = json.loads(_index_path(root).read_text(encoding="utf-8"))
-        for folder, modified in index["modified"].items():
-            if os.stat(os.path.join(root, folder)).st_mtime_ns != modified:
-                return None
-        return index["paths"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+        if any(not isinstance(DatasetCatalog.get(name), list) for name in names):
+            parts = [get_detection_dataset_dicts(name, filter_empty=filter_empty) for name in names]
+            dataset_dicts = parts[0] if len(parts) == 1 else ConcatDataset(parts)
+        else:
+            dataset_dicts = get_detection_dataset_dicts(list(names), filter_empty=filter_empty)
+    except AssertionError as error:  # Detectron2's way of saying that a data set is empty
+        raise ValueError(f"{key} = {tuple(names)} has no images to use: {error}") from error
+    if not len(dataset_dicts):
+        raise ValueError(f"{key} = {tuple(names)} has no images to use.")
+    return dataset_dicts
 
 
-def _write_index(root: str, paths: list[str], modified: dict[str, int]) -> None:
-    path = _index_path(root)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps({"paths": paths, "modified": modified}), encoding="utf-8")
-    os.replace(temporary, path)
+def _register_images(name: str, folder: str) -> None:
+    DatasetCatalog.register(name, functools.partial(load_image_folder, folder))
+    MetadataCatalog.get(name).set(image_root=folder, evaluator_type=QUERY_PATCH_EVALUATOR)
 
 
-def _register_imagenet() -> None:
-    root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
-    for split in ("train", "val"):
-        register_folder(f"imagenet_{split}_unlabeled", os.path.join(root, "imagenet", split))
+def _register_folder(name: str, folder: str) -> None:
+    _register_images(name, existing_folder(folder))
 
 
-_register_imagenet()
+add_source("folder", form="folder:DIR", register=_register_folder)
+
+_datasets_root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
+for _split in ("train", "val"):
+    _register_images(f"imagenet_{_split}_unlabeled", os.path.join(_datasets_root, "ImageNet", _split))

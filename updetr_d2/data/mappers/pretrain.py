@@ -145,7 +145,9 @@ class QueryPatchDatasetMapper:
         if self.is_train:
             return np.random.default_rng(np.random.randint(2**32, size=4, dtype=np.uint32))
         identity = dataset_dict.get("image_id", os.path.basename(dataset_dict["file_name"]))
-        return np.random.default_rng([self.eval_seed, zlib.crc32(str(identity).encode(errors="surrogatepass"))])
+        return np.random.default_rng(
+            [self.eval_seed, zlib.crc32(str(identity).encode(errors="surrogatepass"))]
+        )
 
     def _cut_patch(self, image: np.ndarray, box: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         x0, y0, x1, y1 = box
