@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from updetr_d2.data.panoptic_classes import PanopticClasses, is_panoptic
+
 logger = logging.getLogger(__name__)
 
 # Where the meta-architectures that learn the classes of the data set keep their number.
@@ -70,6 +72,8 @@ def class_names(dataset_name: str) -> list[str]:
     metadata = MetadataCatalog.get(dataset_name)
     if not metadata.get("thing_classes"):
         DatasetCatalog.get(dataset_name)  # Detectron2's COCO loader finds the classes when it reads the file
+    if is_panoptic(dataset_name):
+        return list(PanopticClasses.from_metadata(metadata).names)
     classes = metadata.get("thing_classes")
     if not classes:
         raise ValueError(

@@ -3,10 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from detectron2.data import Metadata
+from detectron2.data import Metadata, MetadataCatalog
 
 # What registered panoptic data sets have as `evaluator_type`.
 PANOPTIC_EVALUATOR = "coco_panoptic_seg"
+
+
+def is_panoptic(dataset_name: str) -> bool:
+    """Whether a registered data set has panoptic labels."""
+    return MetadataCatalog.get(dataset_name).get("evaluator_type") == PANOPTIC_EVALUATOR
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,9 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 
+from updetr_d2.data.panoptic_classes import PANOPTIC_EVALUATOR
 from updetr_d2.evaluation.coco_style_voc import build_voc_evaluator
+from updetr_d2.evaluation.panoptic_evaluation import build_panoptic_evaluator
 from updetr_d2.evaluation.query_patch_evaluation import QueryPatchEvaluator
 
 
@@ -26,6 +28,8 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> Data
     evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if evaluator_type == "coco":
         return COCOEvaluator(dataset_name, output_dir=output_folder)
+    if evaluator_type == PANOPTIC_EVALUATOR:
+        return build_panoptic_evaluator(dataset_name, output_folder, with_masks=cfg.MODEL.MASK_ON)
     if evaluator_type == "pascal_voc":
         return build_voc_evaluator(dataset_name, output_folder)
     raise ValueError(

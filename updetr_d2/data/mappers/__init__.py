@@ -5,11 +5,24 @@ from collections.abc import Callable
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 
+from updetr_d2.data.mappers.detection import DETRDatasetMapper
+from updetr_d2.data.mappers.panoptic import PanopticDETRDatasetMapper
 from updetr_d2.data.mappers.pretrain import QueryPatchDatasetMapper
+from updetr_d2.data.panoptic_classes import is_panoptic
 
-MAPPERS = {"UPDETR": QueryPatchDatasetMapper}
+MAPPERS = {
+    "DETR": DETRDatasetMapper,
+    "PanopticDETR": PanopticDETRDatasetMapper,
+    "UPDETR": QueryPatchDatasetMapper,
+}
 
 
 def build_mapper(cfg: CfgNode, *, is_train: bool) -> Callable[[dict], dict]:
-    """The mapper that ``MODEL.META_ARCHITECTURE`` needs; Detectron2's for architectures that are not ours."""
-    return MAPPERS.get(cfg.MODEL.META_ARCHITECTURE, DatasetMapper)(cfg, is_train)
+    """The mapper that ``MODEL.META_ARCHITECTURE`` needs; Detectron2's for architectures that are not ours.
+
+    DETR learns the boxes of panoptic data sets from the masks, too: the first step of panoptic training.
+    """
+    name = cfg.MODEL.META_ARCHITECTURE
+    if name == "DETR" and any(is_panoptic(dataset) for dataset in cfg.DATASETS.TRAIN):
+        name = "PanopticDETR"
+    return MAPPERS.get(name, DatasetMapper)(cfg, is_train)

@@ -1,0 +1,109 @@
+"""Panoptic quality and instance AP of panoptic models, through Detectron2's evaluators."""
+
+import math
+from collections import OrderedDict
+from unittest import mock
+
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import COCOEvaluator, COCOPanopticEvaluator, DatasetEvaluator, DatasetEvaluators
+from panopticapi.evaluation import PQStat
+
+from updetr_d2.data.panoptic_annotations import instances_file
+from updetr_d2.data.panoptic_classes import PanopticClasses
+
+
+def build_panoptic_evaluator(
+    dataset_name: str, output_folder: str, *, with_masks: bool = True
+) -> DatasetEvaluators:
+    """PQ of things and stuff, box and mask AP of things.
+
+    Args:
+        dataset_name: registered panoptic data set, "standard" or "separated".
+        output_folder: where predictions and results go.
+        with_masks: False for detectors, of which only the boxes of things are evaluated.
+    """
+    evaluators: list[DatasetEvaluator] = []
+    if with_masks:
+        evaluators.append(PanopticQualityEvaluator(dataset_name, output_folder))
+    if MetadataCatalog.get(dataset_name).thing_dataset_id_to_contiguous_id:
+        tasks = ("bbox", "segm") if with_masks else ("bbox",)
+        evaluators.append(ThingEvaluator(dataset_name, output_folder, tasks=tasks))
+    return DatasetEvaluators(evaluators)
+
+
+class PanopticQualityEvaluator(COCOPanopticEvaluator):
+    """Detectron2's evaluator for both of its registrations, and for data sets of things or stuff alone.
+
+    Args:
+        dataset_name: registered panoptic data set.
+        output_dir: where the predictions go.
+    """
+
+    def __init__(self, dataset_name: str, output_dir: str | None = None) -> None:
+        super().__init__(dataset_name, output_dir)
+        self._classes = PanopticClasses.from_metadata(self._metadata)
+
+    def _convert_category_id(self, segment_info: dict) -> dict:
+        # A copy, as other evaluators and pictures need the output as it is.
+        category_id = self._classes.dataset_ids[segment_info["category_id"]]
+        return {"id": segment_info["id"], "category_id": category_id}
+
+    def evaluate(self) -> OrderedDict | None:
+        """
+        Returns:
+            on the main process ``{"panoptic_seg": {"PQ", "SQ", "RQ", "PQ_th", …, "RQ_st"}}`` in percent,
+            without the group (things, stuff) that the data set does not have; None on the others.
+        """
+        with mock.patch.object(PQStat, "pq_average", _pq_average):
+            results = super().evaluate()
+        if results is None:
+            return None
+        panoptic = results["panoptic_seg"]
+        return OrderedDict(panoptic_seg={k: v for k, v in panoptic.items() if not math.isnan(v)})
+
+
+_divide_by_count = PQStat.pq_average
+
+
+def _pq_average(statistics: PQStat, categories: dict, isthing: bool | None) -> tuple[dict, dict]:
+    """panopticapi's average, NaN instead of a ZeroDivisionError over a group without categories."""
+    try:
+        return _divide_by_count(statistics, categories, isthing)
+    except ZeroDivisionError:
+        return {"pq": math.nan, "sq": math.nan, "rq": math.nan, "n": 0}, {}
+
+
+class ThingEvaluator(COCOEvaluator):
+    """Detectron2's COCO evaluator of boxes and masks, on the things among the predictions.
+
+    Where the data set has no instance annotations they are made from its panoptic ones.
+
+    Args:
+        dataset_name: registered panoptic data set.
+        output_dir: where the predictions go.
+        tasks: of "bbox" and "segm".
+    """
+
+    def __init__(
+        self, dataset_name: str, output_dir: str, *, tasks: tuple[str, ...] = ("bbox", "segm")
+    ) -> None:
+        metadata = MetadataCatalog.get(dataset_name)
+        classes = PanopticClasses.from_metadata(metadata)
+        self._num_things = classes.num_things
+        # The metadata of panoptic data sets name stuff among the things, which the parent cannot evaluate.
+        name = f"{dataset_name} (things)"
+        MetadataCatalog.pop(name, None)
+        MetadataCatalog.get(name).set(
+            json_file=instances_file(metadata),
+            thing_classes=list(classes.names[: classes.num_things]),
+            thing_dataset_id_to_contiguous_id=metadata.thing_dataset_id_to_contiguous_id,
+        )
+        super().__init__(name, tasks=tasks, output_dir=output_dir)
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """As in the parent, for ``instances`` whose ``pred_classes`` may be stuff."""
+        things = [
+            {"instances": output["instances"][output["instances"].pred_classes < self._num_things]}
+            for output in outputs
+        ]
+        super().process(inputs, things)
