@@ -11,6 +11,12 @@ from updetr_d2.engine.validation import check_config
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = sorted(path for path in CONFIGS.rglob("*.yaml") if not path.name.startswith("Base-"))
 
+# Classes, training sets and test sets of fine-tuning.
+DATA_SETS = {
+    "voc": (20, ("voc_2007_trainval", "voc_2012_trainval"), ("voc_2007_test",)),
+    "coco": (80, ("coco_2017_train",), ("coco_2017_val",)),
+}
+
 
 def load(name):
     cfg = get_cfg()
@@ -93,6 +99,81 @@ def test_ablations_differ_from_the_short_schedule_in_one_thing(name, differences
     short = flatten(load("pretrain/updetr_r50_imagenet_15ep.yaml"))
     variant = flatten(load(f"pretrain/updetr_r50_imagenet_{name}_15ep.yaml"))
     assert {key: value for key, value in variant.items() if short[key] != value} == differences
+
+
+@pytest.mark.parametrize("data", ["voc", "coco"])
+@pytest.mark.parametrize(("epochs", "drop"), [(150, 100), (300, 200)])
+def test_finetuning_recipes_are_the_papers(data, epochs, drop):
+    cfg = load(f"{data}/updetr_r50_{data}_{epochs}ep.yaml")
+    assert cfg.MODEL.META_ARCHITECTURE == "DETR"
+    assert (cfg.SOLVER.OPTIMIZER, cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY) == ("ADAMW", 1e-4, 1e-4)
+    # 5e-4, which an early README of the official code gave, ruins the result.
+    assert cfg.SOLVER.BASE_LR * cfg.SOLVER.BACKBONE_MULTIPLIER == 5e-5
+    assert cfg.SOLVER.IMS_PER_BATCH == 16
+    assert epochs == cfg.SOLVER.EPOCHS
+    assert (drop,) == cfg.SOLVER.EPOCH_STEPS
+    assert (cfg.SOLVER.GAMMA, cfg.SOLVER.WARMUP_ITERS) == (0.1, 0)
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    assert (clip.ENABLED, clip.CLIP_TYPE, clip.CLIP_VALUE) == (True, "full_model", 0.1)
+    assert cfg.MODEL.DETR.PRE_NORM
+    assert cfg.MODEL.DETR.REQUIRE_PRETRAINED_TRANSFORMER
+    assert (cfg.MODEL.DETR.NUM_CLASSES, cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == DATA_SETS[data]
+    assert cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS is False
+
+
+@pytest.mark.parametrize("data", ["voc", "coco"])
+def test_finetuning_augmentation_is_detrs(data):
+    cfg = load(f"{data}/updetr_r50_{data}_150ep.yaml").INPUT
+    assert tuple(range(480, 801, 32)) == cfg.MIN_SIZE_TRAIN
+    assert (cfg.MAX_SIZE_TRAIN, cfg.MIN_SIZE_TEST, cfg.MAX_SIZE_TEST) == (1333, 800, 1333)
+    assert (cfg.FORMAT, cfg.RANDOM_FLIP) == ("RGB", "horizontal")
+    crop = cfg.DETR_CROP
+    assert (crop.PROB, crop.RESIZE_SIDES, crop.CROP_SIDE_RANGE) == (0.5, (400, 500, 600), (384, 600))
+
+
+@pytest.mark.parametrize("data", ["voc", "coco"])
+@pytest.mark.parametrize("schedule", ["150ep", "300ep"])
+def test_updetr_differs_from_its_baseline_in_the_weights_alone(data, schedule):
+    baseline = flatten(load(f"{data}/detr_r50_swav_{data}_{schedule}.yaml"))
+    recipe = flatten(load(f"{data}/updetr_r50_{data}_{schedule}.yaml"))
+    assert {key for key, value in recipe.items() if baseline[key] != value} == {
+        "MODEL.WEIGHTS",
+        "MODEL.DETR.REQUIRE_PRETRAINED_TRANSFORMER",
+    }
+
+
+@pytest.mark.parametrize("data", ["voc", "coco"])
+def test_supervised_detr_is_as_released(data):
+    cfg = load(f"{data}/detr_r50_{data}_300ep.yaml")
+    assert not cfg.MODEL.DETR.PRE_NORM
+    assert cfg.SOLVER.BASE_LR * cfg.SOLVER.BACKBONE_MULTIPLIER == 1e-5
+    assert not cfg.MODEL.DETR.REQUIRE_PRETRAINED_TRANSFORMER
+
+
+def test_template_is_the_recipe_with_classes_from_the_data():
+    recipe = flatten(load("coco/updetr_r50_coco_150ep.yaml"))
+    template = flatten(load("custom/updetr_r50_finetune.yaml"))
+    changed = {key for key, value in template.items() if recipe[key] != value}
+    # Fewer checkpoints and the place of the data; nothing that changes a result.
+    assert changed <= {
+        "MODEL.DETR.NUM_CLASSES",
+        "DATASETS.TRAIN",
+        "DATASETS.TEST",
+        "SOLVER.CHECKPOINT_EPOCHS",
+        "DATALOADER.NUM_WORKERS",
+    }
+    assert template["MODEL.DETR.NUM_CLASSES"] == 0
+
+
+def test_faster_rcnn_schedules_are_detectron2s():
+    voc = load("baselines/faster_rcnn_R_50_C4_voc.yaml").SOLVER
+    assert (voc.OPTIMIZER, voc.BASE_LR, voc.IMS_PER_BATCH) == ("SGD", 0.02, 16)
+    assert (voc.MAX_ITER, voc.STEPS) == (24_000, (18_000, 22_000))
+    three = load("baselines/faster_rcnn_R_50_FPN_coco_3x.yaml").SOLVER
+    nine = load("baselines/faster_rcnn_R_50_FPN_coco_9x.yaml").SOLVER
+    assert (three.MAX_ITER, three.STEPS) == (270_000, (210_000, 250_000))
+    # The drops stay 60k and 20k iterations before the end.
+    assert (nine.MAX_ITER, nine.STEPS) == (810_000, (750_000, 790_000))
 
 
 def flatten(node, prefix=""):

@@ -91,7 +91,7 @@ def test_file_with_an_at_sign_in_its_path(dataset):
 
 @pytest.mark.parametrize("location", ["/data/train.json", "@/data/images", "/data/train.json@"])
 def test_name_of_another_form_is_explained(location):
-    with pytest.raises(ValueError, match="as in coco:/data/train.json@/data/images"):
+    with pytest.raises(ValueError, match=r"as in coco:/data/train\.json@/data/images"):
         register_coco(f"coco:{location}", location)
 
 
