@@ -117,7 +117,10 @@ def test_finetuning_recipes_are_the_papers(data, epochs, drop):
     assert (clip.ENABLED, clip.CLIP_TYPE, clip.CLIP_VALUE) == (True, "full_model", 0.1)
     assert cfg.MODEL.DETR.PRE_NORM
     assert cfg.MODEL.DETR.REQUIRE_PRETRAINED_TRANSFORMER
-    assert (cfg.MODEL.DETR.NUM_CLASSES, cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == DATA_SETS[data]
+    num_classes, train, test = DATA_SETS[data]
+    assert num_classes == cfg.MODEL.DETR.NUM_CLASSES
+    assert train == cfg.DATASETS.TRAIN
+    assert test == cfg.DATASETS.TEST
     assert cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS is False
 
 
