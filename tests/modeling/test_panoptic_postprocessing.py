@@ -1,0 +1,181 @@
+"""Panoptic maps and instance masks equal those of a slow reference, pixel by pixel, in ordinary and odd cases."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from updetr_d2.modeling.panoptic_postprocessing import (
+    instance_masks,
+    panoptic_segmentation,
+    upsample_masks,
+)
+
+NUM_THINGS, NUM_CLASSES = 3, 5  # classes 3 and 4 are stuff
+
+
+def slow_panoptic(class_logits, mask_logits, size, *, score_threshold=0.85, min_area=4):
+    """The definition, one query and one pixel at a time, with Pillow's nearest neighbour."""
+    probabilities = class_logits.softmax(-1).numpy()
+    masks = mask_logits.numpy()
+    kept = []
+    for query, row in enumerate(probabilities):
+        best = max(range(NUM_CLASSES + 1), key=lambda k: row[k])
+        if best != NUM_CLASSES and row[best] > score_threshold:
+            kept.append((query, best, float(row[best])))
+    while kept:
+        groups = []  # (members, class, score) of each segment
+        for query, category, score in kept:
+            same = [g for g in groups if g["category"] == category and category >= NUM_THINGS]
+            if same:
+                same[0]["members"].append(query)
+                same[0]["score"] = max(same[0]["score"], score)
+            else:
+                groups.append({"members": [query], "category": category, "score": score})
+        winner = np.zeros(masks.shape[1:], dtype=np.uint8)
+        for y in range(masks.shape[1]):
+            for x in range(masks.shape[2]):
+                best = None
+                for query, _, _ in kept:
+                    if best is None or masks[query, y, x] > masks[best, y, x]:
+                        best = query
+                winner[y, x] = [best in g["members"] for g in groups].index(True)
+        resized = np.array(Image.fromarray(winner).resize((size[1], size[0]), Image.Resampling.NEAREST))
+        areas = [int((resized == i).sum()) for i in range(len(groups))]
+        small = {query for g, area in zip(groups, areas) if area <= min_area for query in g["members"]}
+        if not small:
+            infos = [
+                {
+                    "id": i + 1,
+                    "isthing": g["category"] < NUM_THINGS,
+                    "category_id": g["category"],
+                    "score": g["score"],
+                    "area": area,
+                }
+                for i, (g, area) in enumerate(zip(groups, areas))
+            ]
+            return resized.astype(np.int32) + 1, infos
+        kept = [entry for entry in kept if entry[0] not in small]
+    return np.zeros(size, dtype=np.int32), []
+
+
+def confident(classes, confidence=8.0):
+    """Class logits of queries that are sure of their classes; NUM_CLASSES is "no object"."""
+    return confidence * F.one_hot(torch.tensor(classes), NUM_CLASSES + 1).float()
+
+
+def assert_equal_to_slow(class_logits, mask_logits, size):
+    fast_map, fast_infos = panoptic_segmentation(
+        class_logits, mask_logits, size, num_thing_classes=NUM_THINGS
+    )
+    slow_map, slow_infos = slow_panoptic(class_logits, mask_logits, size)
+    assert fast_map.dtype == torch.int32
+    np.testing.assert_array_equal(fast_map.numpy(), slow_map)
+    assert [{**info, "score": None} for info in fast_infos] == [
+        {**info, "score": None} for info in slow_infos
+    ]
+    assert [i["score"] for i in fast_infos] == pytest.approx([i["score"] for i in slow_infos])
+    return fast_map, fast_infos
+
+
+@pytest.mark.parametrize("size", [(12, 17), (24, 34), (8, 30)])
+@pytest.mark.parametrize("num_queries", [1, 8, 100])
+def test_random_predictions(num_queries, size):
+    classes = torch.randint(NUM_CLASSES + 1, (num_queries,)).tolist()
+    class_logits = confident(classes) + torch.randn(num_queries, NUM_CLASSES + 1)
+    # Smooth masks, some of them hardly anywhere the highest.
+    masks = F.interpolate(torch.randn(1, num_queries, 3, 4), size=(12, 17), mode="bilinear")[0]
+    masks += torch.randn(num_queries, 1, 1)
+    assert_equal_to_slow(class_logits, masks, size)
+
+
+def test_hundred_confident_queries_of_few_pixels_each():
+    """Segments are dropped over several rounds, since pixels move to others in each."""
+    classes = [i % NUM_CLASSES for i in range(100)]
+    _, infos = assert_equal_to_slow(confident(classes), torch.randn(100, 12, 17), (12, 17))
+    assert 1 < len(infos) < 100
+
+
+def test_nothing_kept_is_void_without_segments():
+    class_logits = confident([NUM_CLASSES, 1, 2])
+    class_logits[1:] *= 0.2  # below the score threshold
+    segment_map, infos = assert_equal_to_slow(class_logits, torch.randn(3, 6, 6), (6, 6))
+    assert not segment_map.any()
+    assert infos == []
+
+
+def test_no_queries_at_all():
+    segment_map, infos = panoptic_segmentation(
+        torch.zeros(0, 6), torch.zeros(0, 6, 6), (4, 5), num_thing_classes=NUM_THINGS
+    )
+    assert segment_map.shape == (4, 5)
+    assert infos == []
+
+
+def test_queries_of_one_stuff_class_make_one_segment_with_id_1():
+    masks = torch.randn(4, 6, 6)
+    segment_map, infos = assert_equal_to_slow(confident([4, 4, 4, 4]), masks, (6, 6))
+    assert (segment_map == 1).all()
+    assert infos[0]["category_id"] == 4
+    assert infos[0]["isthing"] is False
+    assert infos[0]["area"] == 36
+
+
+def test_things_of_one_class_stay_apart():
+    masks = torch.stack((torch.eye(6), 1 - torch.eye(6)))
+    segment_map, infos = assert_equal_to_slow(confident([1, 1]), masks, (6, 6))
+    assert segment_map.unique().tolist() == [1, 2]
+    assert [info["isthing"] for info in infos] == [True, True]
+
+
+@pytest.mark.parametrize(("area", "survives"), [(4, False), (5, True)])
+def test_segments_of_four_pixels_go_to_the_others(area, survives):
+    masks = torch.zeros(2, 6, 6)
+    masks[1, 0, :area] = 1  # the other mask wins the rest by its place
+    segment_map, _ = assert_equal_to_slow(confident([0, 1]), masks, (6, 6))
+    assert (segment_map.unique().tolist() == [1, 2]) == survives
+    assert (segment_map > 0).all()
+
+
+def test_small_stuff_queries_count_together():
+    """Two queries of a stuff class with 3 pixels each are a segment of 6."""
+    masks = torch.zeros(3, 6, 6)
+    masks[1, 0, :3] = 1
+    masks[2, 5, :3] = 1
+    _, infos = assert_equal_to_slow(confident([0, 3, 3]), masks, (6, 6))
+    assert [info["area"] for info in infos] == [30, 6]
+
+
+def test_among_equal_logits_the_first_query_wins():
+    masks = torch.zeros(3, 6, 6)
+    masks[0, :3] = -1
+    segment_map, infos = assert_equal_to_slow(confident([0, 1, 2]), masks, (6, 6))
+    assert [info["category_id"] for info in infos] == [0, 1]
+    assert (segment_map[:3] == 2).all()
+
+
+def test_a_score_at_the_threshold_is_not_enough():
+    logits = torch.tensor([[0.0, float("-inf"), float("-inf"), float("-inf"), float("-inf"), 0.0]])
+    args = (logits + torch.tensor([1e-3, 0, 0, 0, 0, 0]), torch.ones(1, 3, 3), (3, 3))
+    score = float(args[0].softmax(-1).max())
+    kept = [
+        bool(panoptic_segmentation(*args, num_thing_classes=3, score_threshold=threshold)[1])
+        for threshold in (score - 1e-4, score, score + 1e-4)
+    ]
+    assert kept == [True, False, False]
+
+
+def test_masks_are_upsampled_with_their_padding_and_cut_afterwards():
+    logits = torch.randn(2, 4, 5)
+    whole = F.interpolate(logits[None], size=(16, 20), mode="bilinear", align_corners=False)[0]
+    cut = upsample_masks(logits, (16, 20), (13, 18))
+    assert torch.equal(cut, whole[:, :13, :18])
+
+
+def test_instance_masks_by_hand():
+    logits = torch.tensor([[[-1.0, 1.0], [0.0, 2.0]]])
+    expected = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 1, 1]]).bool()
+    assert torch.equal(instance_masks(logits, (4, 4))[0], expected)
+    # sigmoid(1) = 0.73 is no longer enough, sigmoid(2) = 0.88 is.
+    assert instance_masks(logits, (2, 2), threshold=0.8).tolist() == [[[False, False], [False, True]]]
