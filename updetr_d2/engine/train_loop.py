@@ -3,8 +3,10 @@
 import time
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from detectron2.engine import SimpleTrainer
+from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
@@ -15,7 +17,7 @@ class TrainLoop(SimpleTrainer):
     Args:
         model: returns a dict of weighted scalar losses in training; a dict ``training_metrics`` of scalars on
             it, if there is one, is logged beside them.
-        data_loader: iterable of batches.
+        data_loader: iterable of batches, with the ``seed`` of the run.
         optimizer: over the parameters of ``model``.
         amp_dtype: autocast type, ``torch.bfloat16`` or ``torch.float16`` (with loss scaling), None for float32.
         max_grad_norm: bound on the gradient norm of the whole model, None for none.
@@ -38,6 +40,7 @@ class TrainLoop(SimpleTrainer):
         self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=amp_dtype == torch.float16)
 
     def run_step(self) -> None:
+        self.seed_step()
         start = time.perf_counter()
         batch = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
@@ -51,6 +54,14 @@ class TrainLoop(SimpleTrainer):
         self.write_step_metrics(losses, grad_norm, data_time)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+
+    def seed_step(self) -> None:
+        """Make dropout, query masks and shuffles of a step a function of the seed, the process and the step.
+
+        A resumed run then goes on as if it had never stopped, without generator states in the checkpoint.
+        """
+        key = (self.data_loader.seed, comm.get_rank(), self.iter)
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
 
     def write_step_metrics(
         self, losses: dict[str, torch.Tensor], grad_norm: torch.Tensor, data_time: float

@@ -99,7 +99,8 @@ class QueryPatchEvaluator(DatasetEvaluator):
             "mIoU": 100 * float(ious.mean()),
             "recall50": 100 * float((ious >= 0.5).mean()),
         }
-        logger.info("Query patch detection on %d patches of %d images", len(ious), len(gathered[0][0]))
+        num_images = sum(len(part[0]) for part in gathered)
+        logger.info("Query patch detection on %d patches of %d images", len(ious), num_images)
         if self.output_folder:
             os.makedirs(self.output_folder, exist_ok=True)
             with open(os.path.join(self.output_folder, "query_patch_results.json"), "w") as file:
