@@ -77,8 +77,13 @@ def corresponding_values(
             sampling.oversample_ratio,
             sampling.importance_sample_ratio,
         )
-        true = point_sample(masks, points, align_corners=False)[:, 0]
-    return point_sample(logits, points, align_corners=False)[:, 0], true
+        true = _values_at(masks, points)
+    return _values_at(logits, points), true
+
+
+def _values_at(maps: Tensor, points: Tensor) -> Tensor:
+    """Maps ``[P, 1, h, w]`` at points ``[P, V, 2]`` in [0, 1] -> ``[P, V]``; constant beyond the edge pixels."""
+    return point_sample(maps, points, align_corners=False, padding_mode="border")[:, 0]
 
 
 def focal_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
