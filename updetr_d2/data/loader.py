@@ -1,48 +1,49 @@
-"""Loaders that survive bad files and continue exactly where a checkpoint left them.
-
-The training data are one endless stream: position p of it holds a fixed image with fixed random numbers, both
-functions of (seed, p) alone. The processes take every world_size-th position, so the stream does not depend on
-the number of loader workers, and continuing it needs no more than the position.
-"""
+"""Loaders of batches that survive bad files and continue exactly where a checkpoint left them."""
 
 import logging
-import random
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+import math
+import resource
+from collections.abc import Iterator, Sequence
 
-import numpy as np
+import cv2
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, get_detection_dataset_dicts
+from detectron2.data import DatasetFromList
 from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
-from updetr_d2.data.images import UnusableImageError
+from updetr_d2.data.sources import load_dataset_dicts
+from updetr_d2.data.stream import (
+    Mapper,
+    SkippedFiles,
+    StreamDataset,
+    StreamSample,
+    StreamSampler,
+    TolerantDataset,
+)
 
 logger = logging.getLogger(__name__)
 
-Mapper = Callable[[dict], dict | None]
+# Batches that the workers prepare ahead, all together.
+_PREFETCHED_BATCHES = 2
+# Open files that are enough for any batch; the usual limit of 1024 is not.
+_OPEN_FILES = 65536
 
 
-def load_training_set(cfg: CfgNode) -> list[dict]:
-    """The dataset dicts of ``DATASETS.TRAIN``.
+def load_training_set(cfg: CfgNode) -> Sequence[dict]:
+    """Load the dataset dicts of ``DATASETS.TRAIN``.
 
     Raises:
-        ValueError: if no data set is named or all are empty.
+        ValueError: if no data set is named or they hold no images.
     """
-    if not cfg.DATASETS.TRAIN:
-        raise ValueError("DATASETS.TRAIN is empty: name a data set, such as '(\"folder:/data/photos\",)'.")
-    dicts = get_detection_dataset_dicts(
-        list(cfg.DATASETS.TRAIN), filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-    )
-    if not dicts:
-        raise ValueError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} holds no images.")
-    return dicts
+    return load_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
 
 
-def build_train_loader(cfg: CfgNode, *, mapper: Mapper, dataset_dicts: list[dict] | None = None) -> "TrainLoader":
-    """The endless loader of this process's share of each batch.
+def build_train_loader(
+    cfg: CfgNode, *, mapper: Mapper, dataset_dicts: Sequence[dict] | None = None
+) -> "TrainLoader":
+    """Build the endless loader of this process's share of each batch.
 
     Args:
         cfg: ``SOLVER.IMS_PER_BATCH``, ``DATALOADER.{NUM_WORKERS, ASPECT_RATIO_GROUPING,
@@ -53,16 +54,16 @@ def build_train_loader(cfg: CfgNode, *, mapper: Mapper, dataset_dicts: list[dict
     Raises:
         ValueError: if the training set is empty or ``SOLVER.IMS_PER_BATCH`` cannot be shared out.
     """
+    world_size = comm.get_world_size()
+    if cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % world_size:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH = {cfg.SOLVER.IMS_PER_BATCH} must be a positive multiple of the number of "
+            f"processes, {world_size}."
+        )
     if dataset_dicts is None:
         dataset_dicts = load_training_set(cfg)
-    world_size = comm.get_world_size()
-    if cfg.SOLVER.IMS_PER_BATCH % world_size:
-        raise ValueError(
-            f"SOLVER.IMS_PER_BATCH ({cfg.SOLVER.IMS_PER_BATCH}) must be a multiple of the number of processes "
-            f"({world_size})."
-        )
     return TrainLoader(
-        DatasetFromList(dataset_dicts, copy=False),
+        _compact(dataset_dicts),
         mapper,
         batch_size=cfg.SOLVER.IMS_PER_BATCH // world_size,
         seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
@@ -72,136 +73,24 @@ def build_train_loader(cfg: CfgNode, *, mapper: Mapper, dataset_dicts: list[dict
     )
 
 
-def build_test_loader(cfg: CfgNode, dataset_name: str, *, mapper: Mapper, split: bool = True) -> "TestLoader":
-    """Every image of a data set once, in order.
+def build_test_loader(
+    cfg: CfgNode, dataset_name: str, *, mapper: Mapper, batch_size: int = 1, split: bool = True
+) -> "TestLoader":
+    """Build a loader of every image of a data set once, in order.
 
     Args:
         cfg: ``DATALOADER.NUM_WORKERS`` is read.
-        dataset_name: a registered data set.
+        dataset_name: a data set's name as in ``DATASETS.TEST``.
         mapper: makes a sample of a dataset dict; a file that it cannot use is left out.
+        batch_size: images of a batch.
         split: share the images out among the processes; else every process gets all of them.
 
     Raises:
         ValueError: if the data set is empty.
     """
-    dicts = get_detection_dataset_dicts([dataset_name], filter_empty=False)
-    if not dicts:
-        raise ValueError(f"The data set '{dataset_name}' (DATASETS.TEST) holds no images.")
-    dataset = DatasetFromList(dicts, copy=False)
-    sampler = InferenceSampler(len(dataset)) if split else range(len(dataset))
-    return TestLoader(dataset, mapper, sampler, num_workers=cfg.DATALOADER.NUM_WORKERS)
-
-
-class SkippedFiles:
-    """Files that could not be used, each logged once by name."""
-
-    def __init__(self) -> None:
-        self.reasons: OrderedDict[str, str] = OrderedDict()
-        self.num_skips = 0
-
-    def add(self, file_name: str, reason: str) -> None:
-        self.num_skips += 1
-        if file_name not in self.reasons:
-            self.reasons[file_name] = reason
-            logger.warning("Skipping %s: %s", file_name, reason)
-
-    def summary(self, max_names: int = 20) -> str:
-        """One line for none, else the counts and the first names with their reasons."""
-        if not self.reasons:
-            return "none"
-        lines = [f"{name}: {reason}" for name, reason in list(self.reasons.items())[:max_names]]
-        if len(self.reasons) > max_names:
-            lines.append(f"... and {len(self.reasons) - max_names} more")
-        return "\n  ".join([f"{len(self.reasons)} files, {self.num_skips} times", *lines])
-
-
-class StreamSampler(Sampler):
-    """Positions of one process in the endless stream, with the index of the image at each.
-
-    Every ``num_images`` positions of all processes together are one pass over the data set in a new order.
-
-    Args:
-        num_images: size n of the data set.
-        seed: of the orders.
-        rank, world_size: this process and the number of processes.
-        start: first position of this process, by default its rank.
-        replay: positions to give before ``start``.
-    """
-
-    def __init__(
-        self,
-        num_images: int,
-        *,
-        seed: int,
-        rank: int,
-        world_size: int,
-        start: int | None = None,
-        replay: list[int] = (),
-    ) -> None:
-        self.num_images = num_images
-        self.seed = seed
-        self.world_size = world_size
-        self.start = rank if start is None else start
-        self.replay = list(replay)
-        self._epoch = -1
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        for position in self.replay:
-            yield position, self.image_at(position)
-        position = self.start
-        while True:
-            yield position, self.image_at(position)
-            position += self.world_size
-
-    def image_at(self, position: int) -> int:
-        epoch, place = divmod(position, self.num_images)
-        if epoch != self._epoch:
-            self._epoch = epoch
-            self._order = np.random.default_rng([self.seed, epoch]).permutation(self.num_images)
-        return int(self._order[place])
-
-
-class StreamDataset(Dataset):
-    """Samples by (position, index): seeds the mapper by the position, replaces images that cannot be used.
-
-    Args:
-        dataset: dataset dicts.
-        mapper: makes a sample of a dataset dict from the global generators.
-        seed: of the random numbers.
-        max_failures: images in a row that may fail before the data set counts as unusable.
-    """
-
-    def __init__(self, dataset: Dataset, mapper: Mapper, *, seed: int, max_failures: int) -> None:
-        self.dataset = dataset
-        self.mapper = mapper
-        self.seed = seed
-        self.max_failures = max_failures
-
-    def __getitem__(self, position_and_index: tuple[int, int]) -> dict:
-        position, index = position_and_index
-        skipped = []
-        for candidate in self._candidates(position, index):
-            with seeded_generators(self.seed, position, len(skipped)):
-                sample, failure = try_to_map(self.mapper, self.dataset[candidate])
-            if sample is not None:
-                return {**sample, "stream_position": position, "skipped_files": skipped}
-            skipped.append(failure)
-        name, reason = skipped[-1]
-        raise RuntimeError(
-            f"{len(skipped)} images in a row could not be used, the last is {name} ({reason}): check "
-            "DATASETS.TRAIN, or raise DATALOADER.MAX_CONSECUTIVE_FAILURES."
-        )
-
-    def _candidates(self, position: int, index: int) -> Iterator[int]:
-        """The image of the position and, after it, different ones in a random order."""
-        yield index
-        rng = np.random.default_rng([self.seed, position, 1])
-        tried = {index}
-        while len(tried) < min(self.max_failures, len(self.dataset)):
-            candidate = int(rng.integers(len(self.dataset)))
-            if candidate not in tried:
-                tried.add(candidate)
-                yield candidate
+    dataset = _compact(load_dataset_dicts([dataset_name], filter_empty=False, key="DATASETS.TEST"))
+    indices = InferenceSampler(len(dataset)) if split else range(len(dataset))
+    return TestLoader(dataset, mapper, indices, batch_size=batch_size, num_workers=cfg.DATALOADER.NUM_WORKERS)
 
 
 class TrainLoader:
@@ -214,7 +103,10 @@ class TrainLoader:
         seed: the same in all processes.
         num_workers: loader processes; 0 loads in this one.
         group_by_aspect_ratio: saves padding.
-        max_failures: see :class:`StreamDataset`.
+        max_failures: different images in a row that may fail before the data set counts as unusable.
+
+    Attributes:
+        skipped_files: files of the batches so far that could not be used.
     """
 
     def __init__(
@@ -240,141 +132,171 @@ class TrainLoader:
         self._pending: list[int] = []
 
     def state_dict(self) -> dict:
-        """Where the stream stands after the last batch that was given out.
+        """Say where the stream stands after the last batch that was given out.
 
         Returns:
-            ``seed``, ``next_position`` and ``pending``, the positions that wait for their batch to fill.
+            dict of ``seed``; ``num_images`` of the data set; ``next_position``, the first position of this
+            process that was not taken; ``pending``, positions taken that wait for their batch to fill.
         """
         return {
             "seed": self.seed,
+            "num_images": len(self.dataset),
             "next_position": self._next_position,
             "pending": list(self._pending),
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Continue from :meth:`state_dict`; call before iterating."""
+        """Continue from :meth:`state_dict` with the next ``iter()``, which gives exactly the batches after it.
+
+        If the number of processes has changed, pass all of them the largest ``next_position`` and nothing
+        ``pending``: each takes its share of the positions from there on.
+        """
+        if state["num_images"] != len(self.dataset):
+            logger.warning(
+                "The training set has %d images and had %d when the checkpoint was written: their order changes.",
+                *(len(self.dataset), state["num_images"]),
+            )
         self.seed = state["seed"]
-        self._next_position = state["next_position"]
+        position = state["next_position"]
+        self._next_position = position + (comm.get_rank() - position) % comm.get_world_size()
         self._pending = list(state["pending"])
 
     def __iter__(self) -> Iterator[list[dict]]:
-        world_size = comm.get_world_size()
+        replayed = set(self._pending)
+        buckets: dict[bool, list[StreamSample]] = {False: [], True: []}
+        for loaded in self._load():
+            for skipped in loaded.skipped:
+                self.skipped_files.add(*skipped)
+            if loaded.sample is None:
+                name, reason = loaded.skipped[-1]
+                raise RuntimeError(
+                    f"{len(loaded.skipped)} different images in a row could not be used, the last one {name} "
+                    f"({reason}): check DATASETS.TRAIN or raise DATALOADER.MAX_CONSECUTIVE_FAILURES."
+                )
+            if loaded.position not in replayed:
+                self._pending.append(loaded.position)
+                self._next_position = loaded.position + comm.get_world_size()
+            bucket = buckets[self.group_by_aspect_ratio and _is_wide(loaded.sample)]
+            bucket.append(loaded)
+            if len(bucket) == self.batch_size:
+                batch = [each.sample for each in bucket]
+                given = {each.position for each in bucket}
+                bucket.clear()
+                self._pending = [position for position in self._pending if position not in given]
+                yield batch
+
+    def _load(self) -> DataLoader:
         sampler = StreamSampler(
             len(self.dataset),
             seed=self.seed,
-            rank=comm.get_rank(),
-            world_size=world_size,
+            world_size=comm.get_world_size(),
             start=self._next_position,
             replay=self._pending,
         )
-        samples = DataLoader(
-            StreamDataset(self.dataset, self.mapper, seed=self.seed, max_failures=self.max_failures),
-            batch_size=None,  # batches are made here, after the sizes are known
-            sampler=sampler,
-            num_workers=self.num_workers,
-            worker_init_fn=limit_worker_threads,
+        dataset = StreamDataset(self.dataset, self.mapper, seed=self.seed, max_tries=self.max_failures)
+        return _single_samples(
+            dataset, sampler, num_workers=self.num_workers, prefetch=_PREFETCHED_BATCHES * self.batch_size
         )
-        replayed = set(self._pending)
-        buckets: dict[bool, list[dict]] = {}
-        for sample in samples:
-            for file_name, reason in sample.pop("skipped_files"):
-                self.skipped_files.add(file_name, reason)
-            position = sample["stream_position"]
-            if position not in replayed:
-                self._pending.append(position)
-                self._next_position = position + world_size
-            bucket = buckets.setdefault(self._bucket_of(sample), [])
-            bucket.append(sample)
-            if len(bucket) == self.batch_size:
-                batch = [{k: v for k, v in x.items() if k != "stream_position"} for x in bucket]
-                used = {x["stream_position"] for x in bucket}
-                self._pending = [p for p in self._pending if p not in used]
-                bucket.clear()
-                yield batch
-
-    def _bucket_of(self, sample: dict) -> bool:
-        height, width = sample["image"].shape[-2:]
-        return self.group_by_aspect_ratio and width > height
 
 
 class TestLoader:
-    """Batches of one image, in order; unusable images are left out and logged.
+    """Batches of the images in order; unusable ones are left out and logged, so the last batches may miss.
 
     Args:
         dataset: dataset dicts.
         mapper: makes a sample of a dataset dict.
-        sampler: indices of the images of this process.
+        indices: of the images of this process.
+        batch_size: images of a batch.
         num_workers: loader processes; 0 loads in this one.
+
+    Attributes:
+        skipped_files: files so far that could not be used.
     """
 
     __test__ = False  # not a test case, whatever pytest thinks
 
-    def __init__(self, dataset: Dataset, mapper: Mapper, sampler, *, num_workers: int) -> None:
+    def __init__(
+        self, dataset: Dataset, mapper: Mapper, indices: Sequence[int], *, batch_size: int, num_workers: int
+    ) -> None:
+        self.batch_size = batch_size
         self.skipped_files = SkippedFiles()
-        self._loader = DataLoader(
-            _MappedDataset(dataset, mapper),
-            batch_size=None,
-            sampler=sampler,
+        self._num_images = len(indices)
+        self._loader = _single_samples(
+            TolerantDataset(dataset, mapper),
+            indices,
             num_workers=num_workers,
-            worker_init_fn=limit_worker_threads,
+            prefetch=_PREFETCHED_BATCHES * batch_size,
         )
 
     def __len__(self) -> int:
-        return len(self._loader)
+        return math.ceil(self._num_images / self.batch_size)
 
     def __iter__(self) -> Iterator[list[dict]]:
-        for sample, failure in self._loader:
-            if sample is None:
-                self.skipped_files.add(*failure)
-            else:
-                yield [sample]
+        batch = []
+        for loaded in self._loader:
+            for skipped in loaded.skipped:
+                self.skipped_files.add(*skipped)
+            if loaded.sample is not None:
+                batch.append(loaded.sample)
+            if len(batch) == self.batch_size:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
 
 
-class _MappedDataset(Dataset):
-    def __init__(self, dataset: Dataset, mapper: Mapper) -> None:
-        self.dataset = dataset
-        self.mapper = mapper
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> tuple[dict | None, tuple[str, str] | None]:
-        return try_to_map(self.mapper, self.dataset[index])
+def _compact(dataset_dicts: Sequence[dict]) -> Dataset:
+    """Lists become one array that the workers share; data sets of other kinds stay as they are."""
+    if isinstance(dataset_dicts, list):
+        return DatasetFromList(dataset_dicts, copy=False)
+    return dataset_dicts
 
 
-def try_to_map(mapper: Mapper, dataset_dict: dict) -> tuple[dict | None, tuple[str, str] | None]:
-    """Make a sample, or say which file could not be used and why: ``(sample, None)`` or ``(None, failure)``."""
-    file_name = dataset_dict["file_name"]
-    try:
-        sample = mapper(dataset_dict)
-    except UnusableImageError as error:
-        return None, (error.file_name, error.reason)
-    except OSError as error:
-        return None, (file_name, str(error))
-    return (sample, None) if sample is not None else (None, (file_name, "left out by the mapper"))
+def _is_wide(sample: dict) -> bool:
+    height, width = sample["image"].shape[-2:]
+    return width > height
 
 
-class seeded_generators:  # noqa: N801  (a context manager, like torch.no_grad)
-    """Seed the global generators of random, NumPy and torch by ``key``; restore their states at the end."""
+def _single_samples(dataset: Dataset, sampler, *, num_workers: int, prefetch: int) -> DataLoader:
+    """Make a loader of single samples: batches are made in the main process, where the sizes are known.
 
-    def __init__(self, *key: int) -> None:
-        self.seeds = np.random.SeedSequence(key).generate_state(3)
+    Args:
+        dataset: of :class:`StreamSample`.
+        sampler: iterable of what the data set is indexed by.
+        num_workers: loader processes.
+        prefetch: samples to prepare ahead, all workers together.
+    """
+    workers = {}
+    if num_workers > 0:
+        _allow_many_open_files()
+        workers = {
+            "prefetch_factor": max(2, math.ceil(prefetch / num_workers)),
+            "worker_init_fn": _limit_worker_threads,
+        }
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=_identity,  # the default one would convert whatever looks like an array
+        generator=torch.Generator(),  # leaves the global generator, and so the model's numbers, alone
+        **workers,
+    )
 
-    def __enter__(self) -> None:
-        self.states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        random.seed(int(self.seeds[0]))
-        np.random.seed(self.seeds[1])
-        torch.default_generator.manual_seed(int(self.seeds[2]))
 
-    def __exit__(self, *_) -> None:
-        random.setstate(self.states[0])
-        np.random.set_state(self.states[1])
-        torch.set_rng_state(self.states[2])
+def _identity(sample: StreamSample) -> StreamSample:
+    return sample
 
 
-def limit_worker_threads(_worker_id: int) -> None:
+def _limit_worker_threads(_worker_id: int) -> None:
     """One thread a worker: the workers are the parallelism."""
-    import cv2
-
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+
+
+def _allow_many_open_files() -> None:
+    """Raise the soft limit of open files: every tensor on its way from a worker holds one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

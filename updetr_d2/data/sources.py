@@ -83,7 +83,8 @@ def load_dataset_dicts(
         raise ValueError(f"{key} is empty: name a data set, for instance {key} \"('folder:/data/photos',)\".")
     ensure_registered(names)
     try:
-        if any(not isinstance(DatasetCatalog.get(name), list) for name in names):
+        if any(MetadataCatalog.get(name).get("evaluator_type") == QUERY_PATCH_EVALUATOR for name in names):
+            # Detectron2 can neither mix lists and data sets nor labelled and unlabelled images.
             parts = [get_detection_dataset_dicts(name, filter_empty=filter_empty) for name in names]
             dataset_dicts = parts[0] if len(parts) == 1 else ConcatDataset(parts)
         else:
