@@ -172,6 +172,7 @@ def test_metrics_of_the_last_layer_by_hand():
     targets.labels[0] = torch.tensor([1, 2])
     boxes = torch.full((2, 2, 4, 4), 0.5)
     boxes[1, 0, :2] = targets.boxes[0]
+    boxes[0, 0, 2:] = targets.boxes[0]  # the first layer matches others, which do not count
     logits = torch.zeros(2, 2, 4, CLASSES + 1)
     for query, best_class in enumerate([1, 3, 0, CLASSES]):
         logits[1, 0, query, best_class] = 3
