@@ -24,8 +24,8 @@ def adjust_contrast(image: np.ndarray, factor: float) -> np.ndarray:
 
 def adjust_saturation(image: np.ndarray, factor: float) -> np.ndarray:
     """Blend uint8 RGB H×W×3 with its greyscale version (0 gives greyscale, 1 the image), clipped."""
-    # addWeighted rounds to nearest; -0.5 makes it truncate as torchvision does.
-    return cv2.addWeighted(image, factor, to_grayscale(image), 1 - factor, -0.5)
+    # addWeighted rounds to nearest; the offset makes it truncate, as torchvision does, but keep integers.
+    return cv2.addWeighted(image, factor, to_grayscale(image), 1 - factor, -0.499)
 
 
 def adjust_hue(image: np.ndarray, shift: float) -> np.ndarray:

@@ -105,8 +105,12 @@ def _register_folder(name: str, folder: str) -> None:
     _register_images(name, existing_folder(folder))
 
 
-add_source("folder", form="folder:DIR", register=_register_folder)
+def register_imagenet() -> None:
+    """Register ImageNet's images without their labels; see the module."""
+    root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
+    for split in ("train", "val"):
+        _register_images(f"imagenet_{split}_unlabeled", os.path.join(root, "ImageNet", split))
 
-_datasets_root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
-for _split in ("train", "val"):
-    _register_images(f"imagenet_{_split}_unlabeled", os.path.join(_datasets_root, "ImageNet", _split))
+
+add_source("folder", form="folder:DIR", register=_register_folder)
+register_imagenet()

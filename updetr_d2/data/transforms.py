@@ -49,12 +49,16 @@ def detr_resized_shape(height: int, width: int, *, short_side: int, max_size: in
 
 
 class AntialiasResizeTransform(T.ResizeTransform):
-    """Detectron2's ``ResizeTransform`` with :func:`resize_uint8` for 8-bit colour images."""
+    """Detectron2's ``ResizeTransform`` with :func:`resize_uint8` for 8-bit images; coordinates may be integers."""
 
     def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
         if interp is None and img.dtype == np.uint8 and img.ndim == 3:
             return resize_uint8(np.ascontiguousarray(img), height=self.new_h, width=self.new_w)
         return super().apply_image(img, interp)
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        # Detectron2 scales in place, which would cut the results of integer coordinates down to integers.
+        return super().apply_coords(coords.astype(np.result_type(coords, np.float32)))
 
 
 class DETRResize(T.Augmentation):
