@@ -30,7 +30,7 @@ $(VENV)/.ready: requirements.txt requirements-detectron2.txt setup.py pyproject.
 	@python3 tools/setup_environment.py default $(VENV)
 	@touch $@
 
-quickstart: $(READY)  ## pre-train a small UP-DETR on generated scenes and show what it learned (minutes)
+quickstart: $(READY)  ## pre-train a small UP-DETR on generated scenes, fine-tune it, compare (minutes)
 	@$(RUN) tools/quickstart.py
 
 test: $(READY)  ## all tests but the longest

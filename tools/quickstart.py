@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Pre-train a small UP-DETR on generated scenes, before your eyes; `make quickstart` runs it.
+"""UP-DETR in miniature, before your eyes: pre-train, fine-tune, compare. `make quickstart` runs it.
 
 Each step is a command that you could type yourself and is printed as such. A step that is done is not repeated,
 and an interrupted one goes on where it was; delete output/quickstart to start anew.
@@ -17,7 +17,12 @@ from tabulate import tabulate
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = Path("output/quickstart")
 PRETRAIN_CONFIG = "configs/quickstart/updetr_lite0_scenes.yaml"
+SCRATCH_CONFIG = "configs/quickstart/detr_lite0_scenes_detection.yaml"
+FINETUNE_CONFIG = "configs/quickstart/updetr_lite0_scenes_detection.yaml"
 BACKBONE = OUTPUT / "efficientnet_lite0.pth"
+CURVES = OUTPUT / "learning_curves.png"
+PATCH_METRICS = ("AP", "AP50", "AP75", "mIoU", "recall50")
+BOX_METRICS = ("AP", "AP50", "AP75")
 
 
 def main() -> None:
@@ -28,19 +33,40 @@ def main() -> None:
         ["tools/convert_weights.py", "--source", "efficientnet-lite0", "package", BACKBONE],
         result=BACKBONE,
     )
-    before = evaluate("before", BACKBONE)
-    pretrained = OUTPUT / "pretrain" / "model_final.pth"
-    run(
+    before = evaluate_patches("before", BACKBONE)
+    pretrained = train(
         "Pre-train the transformer: find where random patches of an image come from",
-        ["tools/train_net.py", "--config-file", PRETRAIN_CONFIG, "--resume", "MODEL.WEIGHTS", BACKBONE]
-        + ["OUTPUT_DIR", OUTPUT / "pretrain"],
-        result=pretrained,
+        *("pretrain", PRETRAIN_CONFIG, BACKBONE),
     )
-    after = evaluate("after", pretrained)
+    after = evaluate_patches("after", pretrained)
+    train("Fine-tune for detection from the pre-trained transformer", "finetune", FINETUNE_CONFIG, pretrained)
+    train("Train the same for detection from scratch", "scratch", SCRATCH_CONFIG, BACKBONE)
+    run(
+        "Draw both learning curves",
+        [
+            "tools/plot_curves.py",
+            OUTPUT / "finetune",
+            OUTPUT / "scratch",
+            "--labels",
+            "pre-trained",
+            "from scratch",
+        ]
+        + ["--metric", "bbox/AP", "bbox/AP50", "--output", CURVES],
+        result=CURVES,
+    )
     report(before, after, time.time() - start)
 
 
-def evaluate(name: str, weights: Path) -> dict:
+def train(title: str, name: str, config: str, weights: Path) -> Path:
+    """Train with a config, or go on with it, and return the path of the final weights."""
+    folder = OUTPUT / name
+    command = ["tools/train_net.py", "--config-file", config, "--resume"]
+    result = folder / "model_final.pth"
+    run(title, [*command, "MODEL.WEIGHTS", weights, "OUTPUT_DIR", folder], result=result)
+    return result
+
+
+def evaluate_patches(name: str, weights: Path) -> dict:
     """Evaluate patch detection on the held-out scenes and return the results."""
     folder = OUTPUT / name
     result = folder / "inference" / "scenes_unlabeled_val" / "query_patch_results.json"
@@ -68,21 +94,28 @@ def run(title: str, command: list, result: Path) -> None:
         )
 
 
+def box_results(name: str) -> dict:
+    """Detection results of the last evaluation of a run."""
+    results = {}
+    for line in (ROOT / OUTPUT / name / "metrics.json").read_text().splitlines():
+        results.update({key: value for key, value in json.loads(line).items() if key.startswith("bbox/")})
+    return {metric: results[f"bbox/{metric}"] for metric in BOX_METRICS}
+
+
 def report(before: dict, after: dict, seconds: float) -> None:
-    names = ("AP", "AP50", "AP75", "mIoU", "recall50")
-    rows = [
-        ("before pre-training", *(before[name] for name in names)),
-        ("after pre-training", *(after[name] for name in names)),
-    ]
     print("\n=== Query patch detection on held-out scenes, in percent")
-    print(tabulate(rows, ("", *names), floatfmt=".1f"))
+    patches = {"before pre-training": before, "after pre-training": after}
+    print_table(patches, PATCH_METRICS)
+    print("\n=== Object detection on held-out scenes, in percent, after the same number of iterations")
+    boxes = {"DETR from the pre-trained transformer": "finetune", "DETR from scratch": "scratch"}
+    print_table({label: box_results(name) for label, name in boxes.items()}, BOX_METRICS)
     print(
         f"""
-That took {seconds / 60:.1f} minutes.
+That took {seconds / 60:.1f} minutes. It is a small demonstration; docs/MODEL_ZOO.md holds the real recipes.
 Pictures:    {OUTPUT}/before/inference/scenes_unlabeled_val/pictures/ and
              {OUTPUT}/after/inference/scenes_unlabeled_val/pictures/
-Model:       {OUTPUT}/pretrain/model_final.pth
-Curves:      tensorboard --logdir {OUTPUT}/pretrain
+Curves:      {CURVES}, or tensorboard --logdir {OUTPUT}
+Models:      {OUTPUT}/pretrain/model_final.pth and {OUTPUT}/finetune/model_final.pth
 
 Next, your own images:
   python tools/train_net.py --config-file {PRETRAIN_CONFIG} \\
@@ -90,6 +123,11 @@ Next, your own images:
       MODEL.WEIGHTS {BACKBONE} OUTPUT_DIR output/mine
 docs/GETTING_STARTED.md tells which settings to change, and how to use ResNet-50 and GPUs."""
     )
+
+
+def print_table(rows: dict[str, dict], metrics: tuple[str, ...]) -> None:
+    cells = [(label, *(results[name] for name in metrics)) for label, results in rows.items()]
+    print(tabulate(cells, ("", *metrics), floatfmt=".1f"))
 
 
 if __name__ == "__main__":
