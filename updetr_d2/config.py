@@ -14,6 +14,7 @@ def add_updetr_config(cfg: CN) -> None:
         cfg: the config to extend in place, usually fresh from ``detectron2.config.get_cfg()``.
     """
     _add_input_config(cfg)
+    _add_oneshot_config(cfg)
     _add_model_config(cfg)
     _add_solver_config(cfg)
 
@@ -53,6 +54,31 @@ def _add_input_config(cfg: CN) -> None:
 
     # Training stops when this many different images in a row cannot be used.
     cfg.DATALOADER.MAX_CONSECUTIVE_FAILURES = 100
+
+
+def _add_oneshot_config(cfg: CN) -> None:
+    # --- One-shot detection (MODEL.META_ARCHITECTURE: OneShotDETR; docs/ONE_SHOT.md) ---
+    cfg.DATASETS.ONESHOT = CN()
+    # "voc" or "coco_split1" ... "coco_split4" (CoAE's splits); "" takes the class lists below.
+    cfg.DATASETS.ONESHOT.SPLIT = ""
+    # Names of the classes to train on (() is all that are not unseen) and of those held out.
+    cfg.DATASETS.ONESHOT.SEEN_CLASSES = ()
+    cfg.DATASETS.ONESHOT.UNSEEN_CLASSES = ()
+    # Train on images that show unseen classes as well, without labels for them, or drop these images.
+    cfg.DATASETS.ONESHOT.KEEP_IMAGES_WITH_UNSEEN = True
+    # Whether a query patch may come from the target image itself.
+    cfg.DATASETS.ONESHOT.SAME_IMAGE = False
+    # Context around the box of a query patch on each side, as a fraction of the box's sides.
+    cfg.DATASETS.ONESHOT.CONTEXT_MARGIN = 0.0
+    # Share of training samples whose query shows a class that is not in the image.
+    cfg.DATASETS.ONESHOT.ABSENT_SHARE = 0.1
+    # Query patches (shots) per query; their features are averaged.
+    cfg.DATASETS.ONESHOT.NUM_SHOTS = 1
+    cfg.TEST.ONESHOT = CN()
+    # Queries drawn for each image and class; AP is computed for each and averaged (CoAE: 5).
+    cfg.TEST.ONESHOT.NUM_QUERIES = 5
+    # Seed of these draws.
+    cfg.TEST.ONESHOT.SEED = 0
 
 
 def _add_model_config(cfg: CN) -> None:

@@ -5,6 +5,7 @@ import io
 import warnings
 
 import numpy as np
+import torch
 from detectron2.utils.file_io import PathManager
 from PIL import Image, ImageOps
 
@@ -69,6 +70,18 @@ def read_image_rgb(file_name: str, *, min_side: int = 1) -> np.ndarray:
     raise UnusableImageError(
         file_name, f"has {width}x{height} px, less than INPUT.MIN_IMAGE_SIDE = {min_side} on one side"
     )
+
+
+def to_tensor(images: np.ndarray, image_format: str) -> torch.Tensor:
+    """Turn RGB images ...×H×W×3 into a tensor ...×3×H×W.
+
+    Args:
+        images: of any type; not changed.
+        image_format: channel order of the result, "RGB" or "BGR".
+    """
+    if image_format == "BGR":
+        images = images[..., ::-1]
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, -1, -3)))
 
 
 def _decode(image: Image.Image) -> np.ndarray:

@@ -13,6 +13,7 @@ from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
+from updetr_d2.data import oneshot
 from updetr_d2.data.sources import load_dataset_dicts
 from updetr_d2.data.stream import (
     Mapper,
@@ -25,6 +26,7 @@ from updetr_d2.data.stream import (
 
 logger = logging.getLogger(__name__)
 
+ONE_SHOT_META_ARCHITECTURE = "OneShotDETR"
 # Batches that the workers prepare ahead, all together.
 _PREFETCHED_BATCHES = 2
 # Open files that are enough for any batch; the usual limit of 1024 is not.
@@ -32,12 +34,29 @@ _OPEN_FILES = 65536
 
 
 def load_training_set(cfg: CfgNode) -> Sequence[dict]:
-    """Load the dataset dicts of ``DATASETS.TRAIN``.
+    """Load the dataset dicts of ``DATASETS.TRAIN``; for one-shot detection only what training may see of them.
 
     Raises:
         ValueError: if no data set is named or they hold no images.
     """
-    return load_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    dataset_dicts = load_dataset_dicts(
+        cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    )
+    if cfg.MODEL.META_ARCHITECTURE == ONE_SHOT_META_ARCHITECTURE:
+        return oneshot.training_images(cfg, dataset_dicts)
+    return dataset_dicts
+
+
+def load_test_set(cfg: CfgNode, dataset_name: str) -> Sequence[dict]:
+    """Load the dataset dicts of a data set; for one-shot detection one for each image and query.
+
+    Raises:
+        ValueError: if it is empty.
+    """
+    dataset_dicts = load_dataset_dicts([dataset_name], filter_empty=False, key="DATASETS.TEST")
+    if cfg.MODEL.META_ARCHITECTURE == ONE_SHOT_META_ARCHITECTURE:
+        return oneshot.evaluation_queries(cfg, dataset_name, dataset_dicts)
+    return dataset_dicts
 
 
 def build_train_loader(
@@ -88,7 +107,7 @@ def build_test_loader(
     Raises:
         ValueError: if the data set is empty.
     """
-    dataset = _compact(load_dataset_dicts([dataset_name], filter_empty=False, key="DATASETS.TEST"))
+    dataset = _compact(load_test_set(cfg, dataset_name))
     indices = InferenceSampler(len(dataset)) if split else range(len(dataset))
     return TestLoader(dataset, mapper, indices, batch_size=batch_size, num_workers=cfg.DATALOADER.NUM_WORKERS)
 

@@ -48,7 +48,9 @@ class UPDETRTrainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = build_train_loader(
-            cfg, mapper=build_mapper(cfg, is_train=True), dataset_dicts=dataset_dicts
+            cfg,
+            mapper=build_mapper(cfg, is_train=True, dataset_dicts=dataset_dicts),
+            dataset_dicts=dataset_dicts,
         )
         model = distribute(model)
         self._trainer = TrainLoop(

@@ -4,8 +4,11 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 
+from updetr_d2.data.class_splits import class_split
+from updetr_d2.data.detection_classes import class_names
 from updetr_d2.data.panoptic_classes import PANOPTIC_EVALUATOR
 from updetr_d2.evaluation.coco_style_voc import build_voc_evaluator
+from updetr_d2.evaluation.oneshot_evaluation import OneShotEvaluator
 from updetr_d2.evaluation.panoptic_evaluation import build_panoptic_evaluator
 from updetr_d2.evaluation.query_patch_evaluation import QueryPatchEvaluator
 
@@ -14,7 +17,8 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> Data
     """The evaluator for the task of the model and the kind of the data set.
 
     Args:
-        cfg: ``MODEL.META_ARCHITECTURE`` decides first: pre-training is evaluated on query patches.
+        cfg: ``MODEL.META_ARCHITECTURE`` decides first: pre-training is evaluated on random query
+            patches, one-shot detection on those of its classes.
         dataset_name: registered data set; its metadata's ``evaluator_type`` decides next.
         output_folder: where results and pictures go.
 
@@ -24,6 +28,14 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> Data
     if cfg.MODEL.META_ARCHITECTURE == "UPDETR":
         return QueryPatchEvaluator(
             output_folder=output_folder, num_pictures=cfg.TEST.VIS_IMAGES, input_format=cfg.INPUT.FORMAT
+        )
+    if cfg.MODEL.META_ARCHITECTURE == "OneShotDETR":
+        return OneShotEvaluator(
+            dataset_name,
+            split=class_split(cfg, class_names(dataset_name)),
+            num_shots=cfg.DATASETS.ONESHOT.NUM_SHOTS,
+            seed=cfg.TEST.ONESHOT.SEED,
+            output_folder=output_folder,
         )
     evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if evaluator_type == "coco":

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import xml.etree.ElementTree as ET
 
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets.coco import convert_to_coco_dict
@@ -15,6 +14,7 @@ from detectron2.evaluation import (
 )
 
 from updetr_d2.data.cache import cache_folder, write_atomically
+from updetr_d2.data.voc_annotations import difficult_flags
 
 
 class RenamedVOCEvaluator(PascalVOCDetectionEvaluator):
@@ -69,8 +69,3 @@ def coco_style_ground_truth(dataset_name: str) -> dict:
     for annotation, flag in zip(ground_truth["annotations"], difficult, strict=True):
         annotation["iscrowd"] = flag
     return ground_truth
-
-
-def difficult_flags(xml_file: str) -> list[int]:
-    """1 for each object of a VOC annotation file that is marked difficult, else 0, in the file's order."""
-    return [int(obj.findtext("difficult", "0")) for obj in ET.parse(xml_file).findall("object")]

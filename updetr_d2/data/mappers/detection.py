@@ -11,7 +11,7 @@ from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Instances
 
-from updetr_d2.data.images import UnusableImageError, read_image_rgb
+from updetr_d2.data.images import UnusableImageError, read_image_rgb, to_tensor
 from updetr_d2.data.transforms import DETRResize
 
 
@@ -79,9 +79,7 @@ class DETRDatasetMapper:
             dataset_dict["instances"] = self._make_instances(
                 labels, transforms, (dataset_dict["height"], dataset_dict["width"]), image.shape[:2]
             )
-        if self.image_format == "BGR":
-            image = image[..., ::-1]
-        dataset_dict["image"] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        dataset_dict["image"] = to_tensor(image, self.image_format)
         return dataset_dict
 
     def _pop_labels(self, dataset_dict: dict) -> list[dict]:

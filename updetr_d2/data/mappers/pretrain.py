@@ -10,7 +10,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
 
 from updetr_d2.data.augmentation import PatchAugmentation
-from updetr_d2.data.images import read_image_rgb
+from updetr_d2.data.images import read_image_rgb, to_tensor
 from updetr_d2.data.query_patches import random_patch_boxes
 from updetr_d2.data.transforms import DETRResize, resize_uint8
 
@@ -136,9 +136,9 @@ class QueryPatchDatasetMapper:
         return sample | {
             "height": height,
             "width": width,
-            "image": self._to_tensor(aug_input.image),
+            "image": to_tensor(aug_input.image, self.image_format),
             "instances": instances,
-            "patches": self._to_tensor(patches),
+            "patches": to_tensor(patches, self.image_format),
         }
 
     def _make_rng(self, dataset_dict: dict) -> np.random.Generator:
@@ -153,9 +153,3 @@ class QueryPatchDatasetMapper:
         x0, y0, x1, y1 = box
         patch = resize_uint8(image[y0:y1, x0:x1], height=self.patch_size, width=self.patch_size)
         return self.patch_augmentation(patch, rng) if self.is_train else patch
-
-    def _to_tensor(self, images: np.ndarray) -> torch.Tensor:
-        """Turn RGB ...×H×W×3 into ...×3×H×W in the channel order of ``image_format``."""
-        if self.image_format == "BGR":
-            images = images[..., ::-1]
-        return torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, -1, -3)))

@@ -146,9 +146,28 @@ class DETR(nn.Module):
         return (pixels.float() - self.pixel_mean) / self.pixel_std
 
     def compute_heads(self, images: ImageList, batched_inputs: list[dict]) -> dict[str, Tensor]:
-        features = self.backbone(images.tensor)[self.in_feature]
-        query_position = self.query_embed.weight.expand(len(images), -1, -1)
-        states, _ = self.run_transformer(features, padding_mask(images), query_position)
+        return self.detect(images.tensor, padding_mask(images))
+
+    def forward_tensors(self, pixels: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+        """The detector from tensors to tensors, for export (``tools/export.py``).
+
+        Args:
+            pixels: float ``[B, 3, H, W]`` in 0–255, channels in ``input_format``, each image in the upper left
+                corner. H and W are multiples of ``backbone.size_divisibility``; the padding may hold anything.
+            sizes: integers ``[B, 2]``, height and width of each image.
+
+        Returns:
+            logits ``[B, N, K+1]`` and boxes ``[B, N, 4]`` (cx, cy, w, h as fractions of the image).
+        """
+        padding = size_padding(sizes, pixels.shape[-2], pixels.shape[-1])
+        heads = self.detect(self.normalize(pixels).masked_fill(padding[:, None], 0.0), padding)
+        return heads["pred_logits"][-1], heads["pred_boxes"][-1]
+
+    def detect(self, images: Tensor, image_padding: Tensor) -> dict[str, Tensor]:
+        """:meth:`forward_heads` on normalised images ``[B, 3, H, W]`` and their padding ``[B, H, W]``."""
+        features = self.backbone(images)[self.in_feature]
+        query_position = self.query_embed.weight.expand(images.shape[0], -1, -1)
+        states, _ = self.run_transformer(features, image_padding, query_position)
         return self.predict(states)
 
     def run_transformer(
@@ -212,10 +231,14 @@ class DETR(nn.Module):
 
 def padding_mask(images: ImageList) -> Tensor:
     """bool ``[B, H, W]``, True on the padding of a batch; one transfer from the host."""
-    device = images.tensor.device
-    sizes = torch.tensor(images.image_sizes).to(device, non_blocking=True)
-    rows = torch.arange(images.tensor.shape[-2], device=device)
-    columns = torch.arange(images.tensor.shape[-1], device=device)
+    sizes = torch.tensor(images.image_sizes).to(images.tensor.device, non_blocking=True)
+    return size_padding(sizes, images.tensor.shape[-2], images.tensor.shape[-1])
+
+
+def size_padding(sizes: Tensor, height: int, width: int) -> Tensor:
+    """bool ``[B, height, width]``, True beyond the ``sizes`` [B, 2] (height, width) of the images."""
+    rows = torch.arange(height, device=sizes.device)
+    columns = torch.arange(width, device=sizes.device)
     return (rows[None, :, None] >= sizes[:, 0, None, None]) | (
         columns[None, None, :] >= sizes[:, 1, None, None]
     )

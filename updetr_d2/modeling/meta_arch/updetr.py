@@ -7,6 +7,7 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from updetr_d2.modeling.meta_arch.detr import DETR, output_sizes, padding_mask
+from updetr_d2.modeling.meta_arch.patch_features import encode_patches
 from updetr_d2.modeling.mlp import MLP
 from updetr_d2.modeling.postprocessing import query_patch_postprocess
 from updetr_d2.modeling.targets import BatchTargets
@@ -122,11 +123,7 @@ class UPDETR(DETR):
                 f"Images with {min(counts)} to {max(counts)} query patches were given; the model takes 1 to "
                 f"{self.num_patches} (MODEL.UPDETR.NUM_PATCHES)."
             )
-        patches = torch.cat([x["patches"] for x in batched_inputs]).to(self.device, non_blocking=True)
-        pooled = self.backbone(self.normalize(patches))[self.in_feature].mean(dim=(2, 3))
-        if min(counts) == max(counts):
-            return pooled.unflatten(0, (len(counts), counts[0]))
-        return nn.utils.rnn.pad_sequence(pooled.split(counts), batch_first=True)
+        return nn.utils.rnn.pad_sequence(encode_patches(self, batched_inputs), batch_first=True)
 
     def compose_queries(self, patch_features: Tensor) -> Tensor:
         """Add each patch's feature to the object queries of its group.
