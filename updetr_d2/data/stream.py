@@ -7,7 +7,7 @@ and continuing it needs no more than the position.
 
 import logging
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -64,6 +64,15 @@ class SkippedFiles:
         if file_name not in self.reasons:
             self.reasons[file_name] = reason
             logger.warning("Skipping %s: %s", file_name, reason)
+
+    @classmethod
+    def merge(cls, parts: Iterable["SkippedFiles"]) -> "SkippedFiles":
+        """Put together what several processes have skipped, without logging it again."""
+        merged = cls()
+        for part in parts:
+            merged.reasons.update(part.reasons)
+            merged.num_skips += part.num_skips
+        return merged
 
     def summary(self, max_names: int = 20) -> str:
         """Return "none", or the counts and below them the first names with their reasons."""

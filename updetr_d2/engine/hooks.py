@@ -12,6 +12,7 @@ from fvcore.common.checkpoint import PeriodicCheckpointer
 from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
 from updetr_d2.data.loader import build_test_loader
 from updetr_d2.data.mappers import build_mapper
+from updetr_d2.data.stream import SkippedFiles
 from updetr_d2.visualization import draw_query_patch_sample, save_picture
 
 logger = logging.getLogger(__name__)
@@ -61,11 +62,14 @@ class CheckpointHook(HookBase):
 
 
 class SkippedFilesReport(HookBase):
-    """At the end of training, say how many files could not be used, over all processes."""
+    """At the end of training, say which files could not be used, in all processes together."""
 
     def after_train(self) -> None:
         skipped = self.trainer.data_loader.skipped_files
-        logger.info("Files skipped in training: %s", skipped.summary())
+        if self.trainer.iter >= self.trainer.max_iter:  # an aborted run must not wait for the others
+            skipped = SkippedFiles.merge(comm.gather(skipped))
+        if comm.is_main_process():
+            logger.info("Files skipped in training: %s", skipped.summary())
 
 
 class QueryPatchPictures(HookBase):
