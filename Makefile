@@ -10,9 +10,11 @@ VENV := .venv
 OWN_PYTHON := $(shell cat .python 2>/dev/null)
 RUN := $(or $(OWN_PYTHON),$(VENV)/bin/python)
 READY := $(if $(OWN_PYTHON),.python,$(VENV)/.ready)
+# One process a core, one file a process; each works with one thread.
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
 SOURCES := updetr_d2 tools tests setup.py
 
-.PHONY: help setup quickstart test test-fast test-all lint format clean
+.PHONY: help setup quickstart test test-fast test-all docs-check lint format clean
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,13 +36,16 @@ quickstart: $(READY)  ## pre-train a small UP-DETR on generated scenes, fine-tun
 	@$(RUN) tools/quickstart.py
 
 test: $(READY)  ## all tests but the longest
-	$(RUN) -m pytest -m "not long"
+	$(PYTEST) -m "not long"
 
 test-fast: $(READY)  ## the tests that take seconds
-	$(RUN) -m pytest -m "not slow and not long"
+	$(PYTEST) -m "not slow and not long"
 
 test-all: $(READY)  ## every test
-	$(RUN) -m pytest
+	$(PYTEST)
+
+docs-check: $(READY)  ## what the documentation names exists
+	$(PYTEST) tests/test_docs.py
 
 lint: $(READY)  ## ruff: rules and format
 	$(RUN) -m ruff check $(SOURCES)
