@@ -15,6 +15,10 @@ setup(
         "timm": ["timm"],
         "shards": ["webdataset"],
         "panoptic": ["panopticapi-lite"],
-        "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "timm", "transformers", "onnx", "onnxruntime"],
+        "export": ["onnx", "onnxscript"],
+        "dev": [
+            *("pytest", "pytest-xdist", "hypothesis", "ruff", "timm", "transformers"),
+            *("onnx", "onnxscript", "onnxruntime"),
+        ],
     },
 )

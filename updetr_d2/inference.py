@@ -1,0 +1,73 @@
+"""From a config file and a checkpoint to a model that is ready for use: what demo and export begin with."""
+
+import logging
+
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
+from torch import nn
+
+from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
+from updetr_d2.config import add_updetr_config
+from updetr_d2.data.detection_classes import NUM_CLASSES_KEYS, derive_num_classes
+from updetr_d2.data.sources import ensure_registered
+from updetr_d2.engine.validation import check_config
+
+logger = logging.getLogger(__name__)
+
+
+def setup_inference_config(config_file: str, options: list[str]) -> CfgNode:
+    """Read and check a config; its data sets are used for their class names only and may be missing.
+
+    Args:
+        config_file: a recipe, or the ``config.yaml`` that a run has written.
+        options: alternating keys and values that override it.
+
+    Returns:
+        the frozen config.
+
+    Raises:
+        ValueError: for a wrong key or value, or if the number of classes is 0 (take it from the data set)
+            and the data set is not there.
+    """
+    cfg = get_cfg()
+    add_updetr_config(cfg)
+    cfg.merge_from_file(config_file)
+    try:
+        cfg.merge_from_list(options)
+    except (AssertionError, KeyError) as error:  # yacs's way of saying that a key or value is wrong
+        raise ValueError(f"The options {' '.join(options)} are not KEY VALUE pairs: {error}") from error
+    check_config(cfg)
+    key = NUM_CLASSES_KEYS.get(cfg.MODEL.META_ARCHITECTURE)
+    if key is not None and cfg.MODEL[key.split(".")[1]].NUM_CLASSES == 0:
+        try:
+            if not cfg.DATASETS.TEST:
+                raise ValueError("it is empty")
+            ensure_registered(cfg.DATASETS.TEST[:1])
+            cfg = derive_num_classes(cfg, cfg.DATASETS.TEST[:1])
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{key} is 0 and cannot be taken from DATASETS.TEST ({error}): set it, or use the config.yaml in "
+                "the OUTPUT_DIR of the training."
+            ) from error
+    cfg.freeze()
+    return cfg
+
+
+def load_trained_model(cfg: CfgNode) -> nn.Module:
+    """Build the model in evaluation mode and fill all of it from ``MODEL.WEIGHTS``.
+
+    Raises:
+        ValueError: if the checkpoint does not hold every parameter: random ones would find nothing.
+    """
+    if not cfg.MODEL.WEIGHTS:
+        raise ValueError("MODEL.WEIGHTS is empty; add MODEL.WEIGHTS and the checkpoint of a trained model.")
+    model = build_model(cfg).eval()
+    checkpointer = UPDETRCheckpointer(model)
+    checkpointer.load(cfg.MODEL.WEIGHTS)
+    missing = [name for name, _ in model.named_parameters() if name not in checkpointer.loaded_keys]
+    if missing:
+        raise ValueError(
+            f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS} is no trained {cfg.MODEL.META_ARCHITECTURE} of this config: it "
+            f"lacks {len(missing)} parameters, such as {missing[0]}."
+        )
+    return model
