@@ -17,7 +17,7 @@ DPI = 100
 def draw_query_patches(
     image: np.ndarray,
     patches: np.ndarray,
-    true_boxes: np.ndarray,
+    true_boxes: np.ndarray | None,
     predicted_boxes: np.ndarray,
     scores: np.ndarray,
 ) -> np.ndarray:
@@ -26,7 +26,8 @@ def draw_query_patches(
     Args:
         image: RGB uint8 ``[H, W, 3]``.
         patches: RGB uint8 ``[M, h, w, 3]``.
-        true_boxes, predicted_boxes: ``[M, 4]`` XYXY in the pixels of ``image``.
+        true_boxes: ``[M, 4]`` XYXY in the pixels of ``image``; None where they are unknown.
+        predicted_boxes: ``[M, 4]`` likewise; a patch whose box is NaN was not found.
         scores: ``[M]`` confidence of the predictions, in [0, 1].
 
     Returns:
@@ -34,7 +35,10 @@ def draw_query_patches(
     """
     num_patches = len(patches)
     colors = patch_colors(num_patches)
-    ious = matched_pairwise_iou(*(Boxes(np.asarray(b)) for b in (true_boxes, predicted_boxes))).numpy()
+    titles = [f"p {score:.2f}" for score in scores]
+    if true_boxes is not None:
+        ious = matched_pairwise_iou(*(Boxes(np.asarray(b)) for b in (true_boxes, predicted_boxes)))
+        titles = [f"IoU {iou:.2f}  {title}" for iou, title in zip(ious.tolist(), titles)]
     columns = max(2, int(np.ceil(np.sqrt(num_patches / 1.5))))
     rows = int(np.ceil(num_patches / columns))
     height = 5.0
@@ -47,18 +51,19 @@ def draw_query_patches(
     axes = left.add_axes((0.01, 0.02, 0.98, 0.96))
     axes.imshow(image)
     axes.axis("off")
-    for color, true_box, predicted_box in zip(colors, true_boxes, predicted_boxes):
-        _add_box(axes, true_box, color, linestyle="--", linewidth=1.5)
-        _add_box(axes, predicted_box, color, linestyle="-", linewidth=2.5)
+    for color, box in zip(colors, true_boxes if true_boxes is not None else ()):
+        _add_box(axes, box, color, linestyle="--", linewidth=1.5)
+    for color, box in zip(colors, predicted_boxes):
+        _add_box(axes, box, color, linestyle="-", linewidth=2.5)
 
     grid = right.subplots(max(rows, 3), columns, squeeze=False).ravel()
     right.subplots_adjust(left=0.03, right=0.97, bottom=0.02, top=0.93, wspace=0.08, hspace=0.25)
     for cell in grid:
         cell.axis("off")
-    for cell, patch, color, iou, score in zip(grid, patches, colors, ious, scores):
+    for cell, patch, color, title in zip(grid, patches, colors, titles):
         cell.imshow(patch)
         _add_box(cell, (0, 0, patch.shape[1] - 1, patch.shape[0] - 1), color, linewidth=4)
-        cell.set_title(f"IoU {iou:.2f}  p {score:.2f}", fontsize=7, pad=2)
+        cell.set_title(title, fontsize=7, pad=2)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 

@@ -1,0 +1,332 @@
+#!/usr/bin/env python
+"""Run a trained model on images: pictures of what it finds, and its predictions in COCO's results format.
+
+    python tools/demo.py --config-file output/run/config.yaml --output output/demo photos/ 'more/*.jpg' one.png \
+        MODEL.WEIGHTS output/run/model_final.pth
+
+IMAGES are files, folders (with their sub-folders) and patterns (quote them; ** reaches into sub-folders). A
+pre-trained UPDETR looks for patches, each a whole image or a box (pixels, X0 Y0 X1 Y1) of one:
+
+    python tools/demo.py --config-file configs/pretrain/... --query-image dog.jpg --query-box 10 20 90 120 \
+        --output output/demo photos/ MODEL.WEIGHTS output/pretrain/model_final.pth
+
+The output folder gets
+    pictures/         one for each image; panoptic/ as well from a PanopticDETR
+    images.json       in COCO's annotation format: a running id, from 1, and the file of each image; categories
+    predictions.json  in COCO's results format: image_id of images.json, category_id of the data set (DATASETS.TEST
+                      names it; contiguous class ids from 0 if it is not there), bbox X, Y, width, height in
+                      pixels, score. For patches category_id counts the queries from 1.
+so that pycocotools reads it with COCO("images.json").loadRes("predictions.json"). Images that cannot be read are
+skipped and counted.
+"""
+
+import argparse
+import glob
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import MetadataCatalog
+from detectron2.data import transforms as T
+from detectron2.data.catalog import Metadata
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.structures import Instances
+from detectron2.utils.logger import setup_logger
+from detectron2.utils.visualizer import Visualizer
+from torch import Tensor
+from tqdm import tqdm
+
+from updetr_d2.data.detection_classes import class_names
+from updetr_d2.data.image_folder import load_image_folder
+from updetr_d2.data.images import UnusableImageError, read_image_rgb
+from updetr_d2.data.panoptic_classes import PanopticClasses, is_panoptic
+from updetr_d2.data.sources import ensure_registered
+from updetr_d2.data.transforms import DETRResize, resize_uint8
+from updetr_d2.inference import load_trained_model, setup_inference_config
+from updetr_d2.modeling.meta_arch import UPDETR
+from updetr_d2.visualization import draw_query_patches, save_picture
+
+logger = logging.getLogger("updetr_d2.demo")
+
+
+class Predictor:
+    """A trained model that takes RGB images and, for UPDETR, query patches.
+
+    Args:
+        cfg: config with the weights to load.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.model = load_trained_model(cfg)
+        self._resize = DETRResize((cfg.INPUT.MIN_SIZE_TEST,), cfg.INPUT.MAX_SIZE_TEST)
+        self._channels = slice(None) if cfg.INPUT.FORMAT == "RGB" else slice(None, None, -1)
+
+    @torch.no_grad()
+    def __call__(self, image: np.ndarray, patches: np.ndarray | None = None) -> dict:
+        """
+        Args:
+            image: RGB uint8 ``[H, W, 3]``.
+            patches: RGB uint8 ``[m, h, w, 3]``, for UPDETR.
+
+        Returns:
+            the model's output for the image, on the CPU, boxes in the pixels of ``image``.
+        """
+        resized = T.AugInput(image)
+        self._resize(resized)
+        sample = {"image": self._to_tensor(resized.image), "height": image.shape[0], "width": image.shape[1]}
+        if patches is not None:
+            sample["patches"] = self._to_tensor(patches)
+        output = self.model([sample])[0]
+        output["instances"] = output["instances"].to("cpu")
+        return output
+
+    def _to_tensor(self, images: np.ndarray) -> Tensor:
+        channels_first = np.moveaxis(images[..., self._channels], -1, -3)
+        return torch.from_numpy(np.ascontiguousarray(channels_first))
+
+
+class Classes:
+    """Names, COCO category ids and drawing metadata of the classes that a detector predicts.
+
+    Args:
+        cfg: the config; the first of DATASETS.TEST is asked. Without it, classes have numbers only.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.metadata = Metadata()
+        self.names: list[str] = []
+        self.ids: list[int] = []
+        self.panoptic: PanopticClasses | None = None
+        if not cfg.DATASETS.TEST:
+            return
+        dataset = cfg.DATASETS.TEST[0]
+        try:
+            ensure_registered([dataset])
+            self.names = class_names(dataset)
+        except (ValueError, OSError) as error:
+            logger.warning("Classes have numbers instead of names, as DATASETS.TEST is not there: %s", error)
+            return
+        self.metadata = MetadataCatalog.get(dataset)
+        if is_panoptic(dataset):
+            self.panoptic = PanopticClasses.from_metadata(self.metadata)
+            self.ids = list(self.panoptic.dataset_ids)
+            # Boxes may be of stuff, too, which "separated" metadata do not name among the things.
+            self.metadata = Metadata(**{**self.metadata.as_dict(), "thing_classes": self.names})
+        else:
+            to_contiguous = self.metadata.get("thing_dataset_id_to_contiguous_id") or {
+                i: i for i in range(len(self.names))
+            }
+            self.ids = sorted(to_contiguous, key=to_contiguous.get)
+
+    def category_id(self, class_id: int) -> int:
+        return self.ids[class_id] if self.ids else class_id
+
+    def categories(self, num_classes: int) -> list[dict]:
+        names = self.names or [f"class {i}" for i in range(num_classes)]
+        return [{"id": self.category_id(i), "name": name} for i, name in enumerate(names)]
+
+
+def list_images(arguments: Sequence[str]) -> list[str]:
+    """Files of the images that files, folders and patterns name, in that order and each once.
+
+    Raises:
+        ValueError: for a name that is nothing of these.
+    """
+    files: dict[str, None] = {}
+    for argument in arguments:
+        if os.path.isdir(argument):
+            files |= dict.fromkeys(item["file_name"] for item in load_image_folder(argument))
+            continue
+        matches = [argument] if os.path.isfile(argument) else sorted(glob.glob(argument, recursive=True))
+        matches = [match for match in matches if os.path.isfile(match)]
+        if not matches:
+            raise ValueError(f"{argument} is no file, folder or pattern of files that exist.")
+        files |= dict.fromkeys(matches)
+    if not files:
+        raise ValueError("Name images: files, folders or patterns.")
+    return list(files)
+
+
+def cut_query_patches(
+    images: Sequence[str], boxes: Sequence[Sequence[int]], *, size: int, max_patches: int
+) -> np.ndarray:
+    """RGB uint8 ``[m, size, size, 3]``, one patch for each query.
+
+    Args:
+        images: files; one for each box, or one for all boxes.
+        boxes: XYXY in pixels; none for whole images.
+        size: side (px) of the patches.
+        max_patches: number that the model takes.
+
+    Raises:
+        ValueError: if the numbers do not fit or a box is not inside its image.
+    """
+    if boxes and len(images) not in (1, len(boxes)):
+        raise ValueError(f"{len(images)} --query-image and {len(boxes)} --query-box do not fit together.")
+    count = max(len(images), len(boxes))
+    if not 1 <= count <= max_patches:
+        raise ValueError(
+            f"The model looks for 1 to {max_patches} patches at a time (MODEL.UPDETR.NUM_PATCHES), "
+            f"{count} are named with --query-image."
+        )
+    patches = []
+    for i in range(count):
+        file_name = images[min(i, len(images) - 1)]
+        image = read_image_rgb(file_name)
+        height, width = image.shape[:2]
+        x0, y0, x1, y1 = boxes[i] if boxes else (0, 0, width, height)
+        if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+            raise ValueError(
+                f"--query-box {x0} {y0} {x1} {y1} is no box X0 Y0 X1 Y1 of {file_name} ({width}x{height} px)."
+            )
+        patches.append(resize_uint8(np.ascontiguousarray(image[y0:y1, x0:x1]), height=size, width=size))
+    return np.stack(patches)
+
+
+def detect(
+    predictor: Predictor, classes: Classes, image: np.ndarray, image_id: int, threshold: float
+) -> tuple[dict[str, np.ndarray], list[dict]]:
+    """Detections with at least the score, as pictures by kind and as COCO results."""
+    output = predictor(image)
+    instances: Instances = output["instances"]
+    instances = instances[instances.scores >= threshold]
+    pictures = {"pictures": Visualizer(image, classes.metadata).draw_instance_predictions(instances)}
+    if "panoptic_seg" in output:
+        segments, infos = output["panoptic_seg"]
+        if classes.panoptic is not None:
+            infos = [{**s, "category_id": classes.panoptic.metadata_id(s["category_id"])} for s in infos]
+        drawer = Visualizer(image, classes.metadata)
+        pictures["panoptic"] = drawer.draw_panoptic_seg_predictions(segments.cpu(), infos)
+    results = instances_to_coco_json(instances, image_id)
+    for result in results:
+        result["category_id"] = classes.category_id(result["category_id"])
+    return {kind: picture.get_image() for kind, picture in pictures.items()}, results
+
+
+def find_patches(
+    predictor: Predictor, patches: np.ndarray, image: np.ndarray, image_id: int, threshold: float
+) -> tuple[dict[str, np.ndarray], list[dict]]:
+    """The best box of each patch, drawn if it has at least the score, as picture and as COCO results."""
+    best = predictor(image, patches)["instances"][: len(patches)]
+    found = best.scores >= threshold
+    boxes = best.pred_boxes.tensor.clone()
+    boxes[~found] = torch.nan
+    picture = draw_query_patches(image, patches, None, boxes.numpy(), best.scores.numpy())
+    best.pred_classes = best.pred_patches + 1
+    return {"pictures": picture}, instances_to_coco_json(best[found], image_id)
+
+
+def run(cfg: CfgNode, args: argparse.Namespace, files: Sequence[str]) -> tuple[int, int]:
+    """Go through the images and write everything; returns the numbers of images done and skipped."""
+    is_updetr = UPDETR.__name__ == cfg.MODEL.META_ARCHITECTURE
+    if is_updetr != bool(args.query_image):
+        raise ValueError(
+            "A UPDETR needs --query-image: what to look for."
+            if is_updetr
+            else f"--query-image is for UPDETR; {cfg.MODEL.META_ARCHITECTURE} finds the classes it has learnt."
+        )
+    if is_updetr:
+        limits = {"size": cfg.INPUT.QUERY_PATCH.SIZE, "max_patches": cfg.MODEL.UPDETR.NUM_PATCHES}
+        patches = cut_query_patches(args.query_image, args.query_box, **limits)
+        categories = [{"id": i + 1, "name": f"patch {i + 1}"} for i in range(len(patches))]
+    else:
+        classes = Classes(cfg)
+    predictor = Predictor(cfg)
+    if not is_updetr:
+        categories = classes.categories(getattr(predictor.model, "num_classes", 0))
+
+    output = Path(args.output)
+    images, results, skipped, used_names = [], [], 0, set()
+    for image_id, file_name in enumerate(tqdm(files, unit="image"), start=1):
+        try:
+            image = read_image_rgb(file_name)
+        except UnusableImageError as error:
+            tqdm.write(f"skipped {error}", file=sys.stderr)
+            skipped += 1
+            continue
+        if is_updetr:
+            pictures, found = find_patches(predictor, patches, image, image_id, args.score_threshold)
+        else:
+            pictures, found = detect(predictor, classes, image, image_id, args.score_threshold)
+        name = Path(file_name).stem
+        if name in used_names:  # of another folder, or with another extension
+            name = f"{name}_{image_id}"
+        used_names.add(name)
+        for kind, picture in pictures.items():
+            save_picture(picture, str(output / kind / f"{name}.jpg"))
+        height, width = image.shape[:2]
+        images.append({"id": image_id, "file_name": file_name, "width": width, "height": height})
+        results += found
+    output.mkdir(parents=True, exist_ok=True)
+    listing = {"info": {}, "images": images, "categories": categories, "annotations": []}
+    (output / "images.json").write_text(json.dumps(listing))
+    (output / "predictions.json").write_text(json.dumps(results))
+    return len(images), skipped
+
+
+def split_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Images, then the KEY VALUE pairs from the first name on that is a config key and no file."""
+    sections = get_cfg()
+    for i, argument in enumerate(arguments):
+        if argument.split(".")[0] in sections and not os.path.exists(argument):
+            return list(arguments[:i]), list(arguments[i:])
+    return list(arguments), []
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, help="config of the model")
+    parser.add_argument("--output", default="output/demo", help="folder to write to (default: %(default)s)")
+    parser.add_argument(
+        "--score-threshold",
+        type=float,
+        default=0.5,
+        metavar="P",
+        help="leave out detections below it, 0 to 1 (default: %(default)s)",
+    )
+    parser.add_argument("--query-image", action="append", default=[], help="image to find; repeat for more")
+    parser.add_argument(
+        "--query-box",
+        action="append",
+        default=[],
+        nargs=4,
+        type=int,
+        metavar=("X0", "Y0", "X1", "Y1"),
+        help="part of the query image: one for each --query-image, or several of a single one",
+    )
+    parser.add_argument(
+        "arguments",
+        nargs="*",
+        metavar="IMAGES | KEY VALUE",
+        help="files, folders and patterns of images; then config values that override the file's",
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 1 if no image could be used."""
+    args = get_parser().parse_intermixed_args(argv)
+    setup_logger(name="updetr_d2")
+    try:
+        inputs, options = split_options(args.arguments)
+        files = list_images(inputs)
+        cfg = setup_inference_config(args.config_file, options)
+        done, skipped = run(cfg, args, files)
+    except (ValueError, OSError, UnusableImageError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{done} images done, {skipped} skipped; see {args.output}")
+    return 0 if done else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
