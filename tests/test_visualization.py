@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 from detectron2.structures import Boxes, Instances
+from helpers import random_sample
 from PIL import Image
 
-from tests.helpers import random_sample
 from updetr_d2.visualization import draw_query_patch_sample, patch_colors, save_picture
 
 

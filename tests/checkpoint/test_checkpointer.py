@@ -28,6 +28,13 @@ def test_fine_tuning_takes_all_of_pretraining_but_three_modules(tmp_path):
     assert checkpointer.loaded_keys == {name for name in theirs if not name.startswith(LEFT_OUT)}
 
 
+def test_missing_weights_name_the_key_and_the_way_out():
+    with pytest.raises(
+        FileNotFoundError, match=r"MODEL\.WEIGHTS: there is no file 'weights/none\.pth'.*'' starts"
+    ):
+        UPDETRCheckpointer(tiny_model("DETR")).load("weights/none.pth")
+
+
 def test_pretraining_goes_on_with_all_of_itself(tmp_path):
     pretrained, model = tiny_model("UPDETR"), tiny_model("UPDETR")
     UPDETRCheckpointer(pretrained, str(tmp_path)).save("pretrained")

@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
+from helpers import random_sample, tiny_model
 
-from tests.helpers import random_sample, tiny_model
 from updetr_d2.engine.train_loop import TrainLoop
 
 

@@ -1,8 +1,10 @@
 """Detectron2's checkpointer with safe reading and an account of what a pre-trained checkpoint gave."""
 
 import logging
+import os
 
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
 from tabulate import tabulate
 
 from updetr_d2.checkpoint.safe_loading import load_state_file
@@ -26,6 +28,19 @@ class UPDETRCheckpointer(DetectionCheckpointer):
 
     def save(self, name: str, **kwargs) -> None:
         super().save(name, meta_architecture=type(self.model).__name__, **kwargs)
+
+    def load(self, path: str, *args, **kwargs) -> dict:
+        """As Detectron2's.
+
+        Raises:
+            FileNotFoundError: if there is no such file on the main process.
+        """
+        if path and "://" not in path and comm.is_main_process() and not os.path.isfile(path):
+            raise FileNotFoundError(
+                f"MODEL.WEIGHTS: there is no file '{path}'. docs/GETTING_STARTED.md says where to get CNN weights "
+                "and how to convert them; MODEL.WEIGHTS '' starts from random weights."
+            )
+        return super().load(path, *args, **kwargs)
 
     def _load_file(self, filename: str) -> dict:
         if not filename.endswith(".pkl"):
