@@ -168,6 +168,37 @@ def test_template_is_the_recipe_with_classes_from_the_data():
     assert template["MODEL.DETR.NUM_CLASSES"] == 0
 
 
+def test_one_shot_recipe_is_the_papers():
+    cfg = load("oneshot/updetr_r50_voc_300ep.yaml")
+    assert (cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.DETR.NUM_CLASSES) == ("OneShotDETR", 1)
+    assert (cfg.SOLVER.EPOCHS, cfg.SOLVER.EPOCH_STEPS, cfg.SOLVER.IMS_PER_BATCH) == (300, (200,), 16)
+    assert DATA_SETS["voc"][1:] == (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
+    assert (cfg.DATASETS.ONESHOT.SPLIT, cfg.DATASETS.ONESHOT.NUM_SHOTS) == ("voc", 1)
+    assert cfg.INPUT.QUERY_PATCH.SIZE == 128
+
+
+@pytest.mark.parametrize(
+    ("name", "detection"),
+    [
+        ("updetr_r50_voc_300ep", "voc/updetr_r50_voc_300ep"),
+        ("detr_r50_voc_300ep", "voc/detr_r50_swav_voc_300ep"),
+        *((f"updetr_r50_coco_split{i}", "coco/updetr_r50_coco_150ep") for i in range(1, 5)),
+    ],
+)
+def test_one_shot_recipes_are_those_of_detection_with_one_class(name, detection):
+    recipe = flatten(load(f"oneshot/{name}.yaml"))
+    detection = flatten(load(f"{detection}.yaml"))
+    assert {key for key, value in recipe.items() if detection[key] != value} == {
+        "MODEL.META_ARCHITECTURE",
+        "MODEL.DETR.NUM_CLASSES",
+        "DATASETS.ONESHOT.SPLIT",
+        "TEST.EVAL_EPOCHS",
+    }
+    assert recipe["DATASETS.ONESHOT.SPLIT"] == name.removeprefix("up").removeprefix("detr_r50_").removesuffix(
+        "_300ep"
+    )
+
+
 def test_faster_rcnn_schedules_are_detectron2s():
     voc = load("baselines/faster_rcnn_R_50_C4_voc.yaml").SOLVER
     assert (voc.OPTIMIZER, voc.BASE_LR, voc.IMS_PER_BATCH) == ("SGD", 0.02, 16)
