@@ -10,6 +10,8 @@ pre-trained UPDETR looks for patches, each a whole image or a box (pixels, X0 Y0
     python tools/demo.py --config-file configs/pretrain/... --query-image dog.jpg --query-box 10 20 90 120 \
         --output output/demo photos/ MODEL.WEIGHTS output/pretrain/model_final.pth
 
+A OneShotDETR looks for objects of the class that the patches show, several of them being views of one class.
+
 The output folder gets
     pictures/         one for each image; panoptic/ as well from a PanopticDETR
     images.json       in COCO's annotation format: a running id, from 1, and the file of each image; categories
@@ -26,7 +28,8 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -49,14 +52,13 @@ from updetr_d2.data.panoptic_classes import PanopticClasses, is_panoptic
 from updetr_d2.data.sources import ensure_registered
 from updetr_d2.data.transforms import DETRResize, resize_uint8
 from updetr_d2.inference import load_trained_model, setup_inference_config
-from updetr_d2.modeling.meta_arch import UPDETR
 from updetr_d2.visualization import draw_query_patches, save_picture
 
 logger = logging.getLogger("updetr_d2.demo")
 
 
 class Predictor:
-    """A trained model that takes RGB images and, for UPDETR, query patches.
+    """A trained model that takes RGB images and, if it looks for them, query patches.
 
     Args:
         cfg: config with the weights to load.
@@ -72,7 +74,7 @@ class Predictor:
         """
         Args:
             image: RGB uint8 ``[H, W, 3]``.
-            patches: RGB uint8 ``[m, h, w, 3]``, for UPDETR.
+            patches: RGB uint8 ``[m, h, w, 3]``, for UPDETR and OneShotDETR.
 
         Returns:
             the model's output for the image, on the CPU, boxes in the pixels of ``image``.
@@ -154,7 +156,7 @@ def list_images(arguments: Sequence[str]) -> list[str]:
 
 
 def cut_query_patches(
-    images: Sequence[str], boxes: Sequence[Sequence[int]], *, size: int, max_patches: int
+    images: Sequence[str], boxes: Sequence[Sequence[int]], *, size: int, max_patches: int | None
 ) -> np.ndarray:
     """RGB uint8 ``[m, size, size, 3]``, one patch for each query.
 
@@ -162,7 +164,7 @@ def cut_query_patches(
         images: files; one for each box, or one for all boxes.
         boxes: XYXY in pixels; none for whole images.
         size: side (px) of the patches.
-        max_patches: number that the model takes.
+        max_patches: number that the model takes; None for any.
 
     Raises:
         ValueError: if the numbers do not fit or a box is not inside its image.
@@ -170,7 +172,7 @@ def cut_query_patches(
     if boxes and len(images) not in (1, len(boxes)):
         raise ValueError(f"{len(images)} --query-image and {len(boxes)} --query-box do not fit together.")
     count = max(len(images), len(boxes))
-    if not 1 <= count <= max_patches:
+    if max_patches is not None and count > max_patches:
         raise ValueError(
             f"The model looks for 1 to {max_patches} patches at a time (MODEL.UPDETR.NUM_PATCHES), "
             f"{count} are named with --query-image."
@@ -222,25 +224,50 @@ def find_patches(
     return {"pictures": picture}, instances_to_coco_json(best[found], image_id)
 
 
+def find_objects(
+    predictor: Predictor, patches: np.ndarray, image: np.ndarray, image_id: int, threshold: float
+) -> tuple[dict[str, np.ndarray], list[dict]]:
+    """The objects of the class that the patches show, as picture and as COCO results of category 1."""
+    instances = predictor(image, patches)["instances"]
+    instances = instances[instances.scores >= threshold]
+    labels = [f"{score:.0%}" for score in instances.scores]
+    drawn = Visualizer(image).overlay_instances(boxes=instances.pred_boxes, labels=labels)
+    instances.pred_classes = instances.pred_classes + 1
+    return {"pictures": drawn.get_image()}, instances_to_coco_json(instances, image_id)
+
+
+def prepare(cfg: CfgNode, args: argparse.Namespace) -> tuple[Callable, list[dict]]:
+    """Load the model and what it looks for.
+
+    Returns:
+        function (image, image_id, threshold) -> pictures, results; categories of the results.
+    """
+    kind = cfg.MODEL.META_ARCHITECTURE
+    find = {"UPDETR": find_patches, "OneShotDETR": find_objects}.get(kind)
+    if find is None:
+        if args.query_image:
+            raise ValueError(
+                f"--query-image is for UPDETR and OneShotDETR; {kind} finds the classes it has learnt."
+            )
+        classes, predictor = Classes(cfg), Predictor(cfg)
+        categories = classes.categories(getattr(predictor.model, "num_classes", 0))
+        return partial(detect, predictor, classes), categories
+    if not args.query_image:
+        raise ValueError(f"{kind} needs --query-image: what to look for.")
+    patches = cut_query_patches(
+        args.query_image,
+        args.query_box,
+        size=cfg.INPUT.QUERY_PATCH.SIZE,
+        max_patches=cfg.MODEL.UPDETR.NUM_PATCHES if kind == "UPDETR" else None,
+    )
+    names = [f"patch {i + 1}" for i in range(len(patches))] if kind == "UPDETR" else ["query"]
+    categories = [{"id": i, "name": name} for i, name in enumerate(names, start=1)]
+    return partial(find, Predictor(cfg), patches), categories
+
+
 def run(cfg: CfgNode, args: argparse.Namespace, files: Sequence[str]) -> tuple[int, int]:
     """Go through the images and write everything; returns the numbers of images done and skipped."""
-    is_updetr = UPDETR.__name__ == cfg.MODEL.META_ARCHITECTURE
-    if is_updetr != bool(args.query_image):
-        raise ValueError(
-            "A UPDETR needs --query-image: what to look for."
-            if is_updetr
-            else f"--query-image is for UPDETR; {cfg.MODEL.META_ARCHITECTURE} finds the classes it has learnt."
-        )
-    if is_updetr:
-        limits = {"size": cfg.INPUT.QUERY_PATCH.SIZE, "max_patches": cfg.MODEL.UPDETR.NUM_PATCHES}
-        patches = cut_query_patches(args.query_image, args.query_box, **limits)
-        categories = [{"id": i + 1, "name": f"patch {i + 1}"} for i in range(len(patches))]
-    else:
-        classes = Classes(cfg)
-    predictor = Predictor(cfg)
-    if not is_updetr:
-        categories = classes.categories(getattr(predictor.model, "num_classes", 0))
-
+    predict, categories = prepare(cfg, args)
     output = Path(args.output)
     images, results, skipped, used_names = [], [], 0, set()
     for image_id, file_name in enumerate(tqdm(files, unit="image"), start=1):
@@ -250,12 +277,9 @@ def run(cfg: CfgNode, args: argparse.Namespace, files: Sequence[str]) -> tuple[i
             tqdm.write(f"skipped {error}", file=sys.stderr)
             skipped += 1
             continue
-        if is_updetr:
-            pictures, found = find_patches(predictor, patches, image, image_id, args.score_threshold)
-        else:
-            pictures, found = detect(predictor, classes, image, image_id, args.score_threshold)
+        pictures, found = predict(image, image_id, args.score_threshold)
         name = Path(file_name).stem
-        if name in used_names:  # of another folder, or with another extension
+        while name in used_names:  # of another folder, or with another extension
             name = f"{name}_{image_id}"
         used_names.add(name)
         for kind, picture in pictures.items():

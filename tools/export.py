@@ -20,6 +20,7 @@ DETR), a UPDETR not at all.
 
 import argparse
 import json
+import logging
 import os
 import sys
 
@@ -114,6 +115,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     args = get_parser().parse_intermixed_args(argv)
     setup_logger(name="updetr_d2")
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it warns of every weight that it does not fold
     try:
         cfg = setup_inference_config(args.config_file, ["MODEL.DEVICE", "cpu", *args.opts])
         export_onnx(load_trained_model(cfg), args.output, metadata=describe(cfg))

@@ -23,6 +23,7 @@ def _tool():
     spec = importlib.util.spec_from_file_location("demo", TOOL)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    module.setup_logger = lambda **_: None  # handlers would outlive the captured streams of a test
     return module
 
 
@@ -48,7 +49,7 @@ def save_model(folder: Path, meta_architecture: str, *options) -> tuple[torch.nn
     """A tiny random model and the arguments that make the demo load it."""
     torch.manual_seed(0)
     model = tiny_model(meta_architecture, *SMALL_IMAGES, *options)
-    torch.save({"model": model.state_dict()}, folder / "model.pth")
+    torch.save({"model": model.state_dict(), "meta_architecture": meta_architecture}, folder / "model.pth")
     (folder / "config.yaml").write_text(tiny_cfg(meta_architecture, *SMALL_IMAGES, *options).dump())
     arguments = ["--config-file", str(folder / "config.yaml"), "--output", str(folder / "out")]
     return model.eval(), [*arguments, "--score-threshold", "0"]
@@ -157,6 +158,20 @@ def test_updetr_finds_query_patches(tool, tmp_path, photos):
     # Nothing is that sure: no boxes, but a picture all the same.
     assert tool.main([*arguments, "--score-threshold", "1.1", *query, *inputs]) == 0
     assert read_output(tmp_path)[1] == []
+
+
+def test_one_shot_models_find_the_class_of_the_query(tool, tmp_path, photos):
+    """Two query images are two views of one class; all boxes above the threshold count."""
+    options = ("MODEL.DETR.NUM_CLASSES", 1, "INPUT.QUERY_PATCH.SIZE", 64)
+    _, arguments = save_model(tmp_path, "OneShotDETR", *options)
+    query = ["--query-image", str(photos / "b.png"), "--query-image", str(photos / "c.jpg")]
+    inputs = [str(photos / "a.png"), "MODEL.WEIGHTS", str(tmp_path / "model.pth")]
+    assert tool.main([*arguments, *query, *inputs]) == 0
+    listing, predictions = read_output(tmp_path)
+    assert listing["categories"] == [{"id": 1, "name": "query"}]
+    assert [p["category_id"] for p in predictions] == [1] * 20
+    with Image.open(tmp_path / "out/pictures/a.jpg") as picture:
+        assert picture.size == (60, 40)
 
 
 def test_panoptic_models_get_overlays_and_masks(tool, tmp_path, photos):

@@ -22,6 +22,7 @@ def _tool():
     spec = importlib.util.spec_from_file_location("export", TOOL)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    module.setup_logger = lambda **_: None  # handlers would outlive the captured streams of a test
     return module
 
 
@@ -29,7 +30,7 @@ def save_model(folder: Path, meta_architecture: str, *options) -> torch.nn.Modul
     """Write config.yaml and model.pth of a tiny random model."""
     torch.manual_seed(0)
     model = tiny_model(meta_architecture, *options)
-    torch.save({"model": model.state_dict()}, folder / "model.pth")
+    torch.save({"model": model.state_dict(), "meta_architecture": meta_architecture}, folder / "model.pth")
     (folder / "config.yaml").write_text(tiny_cfg(meta_architecture, *options).dump())
     return model.eval()
 
