@@ -1,5 +1,9 @@
 """Small models and samples that the tests share: seconds on a CPU, no data set, no pre-trained weights."""
 
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
@@ -9,6 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from updetr_d2 import add_updetr_config
+
+TOOLS = Path(__file__).resolve().parent.parent / "tools"
+
+
+def load_tool(name: str) -> ModuleType:
+    """A script of tools/ as a module, to run in this process."""
+    spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class PatchifyBackbone(Backbone):

@@ -1,6 +1,5 @@
 """Detection through ``tools/train_net.py``: VOC and COCO formats, overfitting, the Faster R-CNN baseline."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_pascal_voc
 from detectron2.engine import default_argument_parser
+from helpers import load_tool
 from PIL import Image
 from voc_folder import write_voc_folder
 
@@ -48,14 +48,6 @@ SMALL = (
 @pytest.fixture(autouse=True)
 def _cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("UPDETR_D2_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
-def load_tool(name):
-    """A script of tools/ as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def run(config, output, *options, flags=()):

@@ -1,22 +1,17 @@
 """The conversion tool: files in, files out, a readable account, errors in a sentence and no half-written files."""
 
 import argparse
-import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
 import torchvision
-
-TOOL = Path(__file__).parents[2] / "tools" / "convert_weights.py"
+from helpers import load_tool
 
 
 @pytest.fixture(name="tool", scope="module")
 def _tool():
-    spec = importlib.util.spec_from_file_location("convert_weights", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("convert_weights")
 
 
 def test_there_and_back_through_files_is_bit_for_bit(tool, tmp_path, official_state_dict, capsys):

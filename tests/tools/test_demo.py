@@ -1,6 +1,5 @@
 """The demo: what the model finds is what the pictures and COCO files say; odd inputs do not stop it."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -9,20 +8,17 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultPredictor
-from helpers import tiny_cfg, tiny_model
+from helpers import load_tool, tiny_cfg, tiny_model
 from PIL import Image
 from pycocotools.coco import COCO
 
-TOOL = Path(__file__).parents[2] / "tools" / "demo.py"
 SMALL_IMAGES = ("INPUT.MIN_SIZE_TEST", 64, "INPUT.MAX_SIZE_TEST", 96)
 CATEGORY_IDS = [3, 7, 20, 21]
 
 
 @pytest.fixture(name="tool", scope="module")
 def _tool():
-    spec = importlib.util.spec_from_file_location("demo", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_tool("demo")
     module.setup_logger = lambda **_: None  # handlers would outlive the captured streams of a test
     return module
 

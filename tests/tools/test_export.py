@@ -1,6 +1,5 @@
 """Export: onnxruntime gives PyTorch's logits and boxes for batches and sizes that the export did not see."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -8,20 +7,17 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import MetadataCatalog
-from helpers import random_sample, tiny_cfg, tiny_model
+from helpers import load_tool, random_sample, tiny_cfg, tiny_model
 
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-TOOL = Path(__file__).parents[2] / "tools" / "export.py"
 OPTIONS = ("MODEL.DETR.PRE_NORM", True, "MODEL.DETR.ENC_LAYERS", 1, "INPUT.FORMAT", "BGR")
 
 
 @pytest.fixture(name="tool", scope="module")
 def _tool():
-    spec = importlib.util.spec_from_file_location("export", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_tool("export")
     module.setup_logger = lambda **_: None  # handlers would outlive the captured streams of a test
     return module
 

@@ -1,21 +1,16 @@
 """Learning curves: what metrics.json says is what is drawn; resumed and cut-off files are read right."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
+from helpers import load_tool
 from PIL import Image
-
-TOOL = Path(__file__).parents[2] / "tools" / "plot_curves.py"
 
 
 @pytest.fixture(name="tool", scope="module")
 def _tool():
-    spec = importlib.util.spec_from_file_location("plot_curves", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("plot_curves")
 
 
 def write_run(folder: Path, records: list[dict], tail: str = "") -> Path:
