@@ -138,6 +138,9 @@ def _add_model_config(cfg: CN) -> None:
     cfg.MODEL.MASK_HEAD = CN()
     # Three features that refine the masks, coarsest first; masks have the resolution of the last one.
     cfg.MODEL.MASK_HEAD.IN_FEATURES = ["res4", "res3", "res2"]
+    # Factor on all features before the mask head: about 1 / standard deviation where a backbone's activations
+    # are much larger than a ResNet's, beside which the attention maps (values in [0, 1]) would not be seen.
+    cfg.MODEL.MASK_HEAD.FEATURE_SCALE = 1.0
     # Classes below this number are things, the others stuff; 0 takes it from the metadata of the first
     # training data set.
     cfg.MODEL.MASK_HEAD.NUM_THING_CLASSES = 0
