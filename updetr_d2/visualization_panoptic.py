@@ -1,0 +1,116 @@
+"""Pictures of segmentations: panoptic overlays, and where in the image chosen queries look."""
+
+from collections.abc import Sequence
+
+import matplotlib
+import matplotlib.figure
+import numpy as np
+import torch
+from detectron2.data import Metadata
+from detectron2.utils.visualizer import Visualizer
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.patches import Rectangle
+from torch import Tensor, nn
+
+from updetr_d2.data.panoptic_classes import PanopticClasses
+
+DPI = 100
+
+
+def draw_panoptic(
+    image: np.ndarray, panoptic_seg: Tensor, segments_info: list[dict], metadata: Metadata
+) -> np.ndarray:
+    """The image under its segments, each with the name of its class (and the score of a thing).
+
+    Args:
+        image: RGB uint8 ``[H, W, 3]``.
+        panoptic_seg: map of segment ids ``[H, W]``, 0 where there is no segment.
+        segments_info: as PanopticDETR gives it.
+        metadata: of the data set whose classes the model has, of either registration.
+
+    Returns:
+        RGB uint8 ``[H, W, 3]``.
+    """
+    classes = PanopticClasses.from_metadata(metadata)
+    known = [{**info, "category_id": classes.metadata_id(info["category_id"])} for info in segments_info]
+    drawing = Visualizer(image, metadata).draw_panoptic_seg(panoptic_seg.cpu(), known)
+    return drawing.get_image()
+
+
+@torch.no_grad()
+def decoder_attention(model: nn.Module, batched_inputs: list[dict]) -> Tensor:
+    """Attention of every query over the image in the last decoder layer, averaged over the heads.
+
+    Args:
+        model: a DETR-style model of ours, in evaluation mode.
+        batched_inputs: samples as for the model.
+
+    Returns:
+        ``[B, N, h, w]``, each map sums to 1; h and w are those of the transformer's feature map, which
+        covers the padded batch.
+    """
+    attention = model.transformer.decoder.layers[-1].multihead_attn
+    seen = {}
+
+    def ask_for_weights(module, args, kwargs):
+        return args, {**kwargs, "need_weights": True, "average_attn_weights": True}
+
+    hooks = [
+        attention.register_forward_pre_hook(ask_for_weights, with_kwargs=True),
+        attention.register_forward_hook(lambda module, inputs, output: seen.update(weights=output[1])),
+        model.input_proj.register_forward_hook(
+            lambda module, inputs, output: seen.update(size=output.shape[-2:])
+        ),
+    ]
+    try:
+        model.forward_heads(batched_inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen["weights"].unflatten(2, seen["size"])
+
+
+def draw_attention_maps(
+    image: np.ndarray,
+    attention: Tensor,
+    boxes: np.ndarray,
+    labels: Sequence[str],
+    *,
+    stride: tuple[float, float],
+    columns: int = 4,
+) -> np.ndarray:
+    """One panel per query: the image, darkened where the query does not look, with its box and label.
+
+    Args:
+        image: RGB uint8 ``[H, W, 3]``.
+        attention: maps of the chosen queries ``[Q, h, w]``.
+        boxes: ``[Q, 4]`` XYXY in the pixels of ``image``.
+        labels: title of each panel.
+        stride: (vertical, horizontal) pixels of ``image`` that one value of a map stands for.
+        columns: panels in a row.
+
+    Returns:
+        RGB uint8 ``[h', w', 3]``.
+    """
+    height, width = image.shape[:2]
+    columns = min(columns, max(len(labels), 1))
+    rows = max(1, -(-len(labels) // columns))
+    panel = 3.0
+    figure = matplotlib.figure.Figure(
+        figsize=(columns * panel, rows * (panel * height / width + 0.3)), dpi=DPI, layout="constrained"
+    )
+    canvas = FigureCanvasAgg(figure)
+    cells = figure.subplots(rows, columns, squeeze=False).ravel()
+    for cell in cells:
+        cell.axis("off")
+    for cell, values, box, label in zip(cells, attention.float().cpu().numpy(), boxes, labels):
+        extent = (0, values.shape[1] * stride[1], values.shape[0] * stride[0], 0)
+        cell.imshow(image, extent=(0, width, height, 0))
+        cell.imshow(values, extent=extent, cmap="inferno", alpha=0.6, interpolation="bilinear")
+        x0, y0, x1, y1 = box
+        cell.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor="cyan", linewidth=2))
+        cell.set_xlim(0, width)
+        cell.set_ylim(height, 0)  # cuts off the padding of the maps
+        cell.set_title(label, fontsize=9)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
