@@ -91,10 +91,11 @@ def test_pool_leaves_out_crowds_and_small_objects():
 
 
 def test_queries_come_from_other_images():
-    pool = make_pool(image(1, ANT, BEE), image(2, ANT), image(3, ANT))
+    pool = make_pool(image(1, ANT, BEE), image(2, ANT, ANT), image(3, ANT))
     rng = np.random.default_rng(0)
-    files = {pool.draw(rng, ANT, "/data/1.jpg", 1)[0].file_name for _ in range(50)}
-    assert files == {"/data/2.jpg", "/data/3.jpg"}
+    for target in range(1, 5):
+        files = {pool.draw(rng, ANT, f"/data/{target}.jpg", 1)[0].file_name for _ in range(50)}
+        assert files == {f"/data/{i}.jpg" for i in range(1, 4) if i != target}
     assert not pool.has_query(BEE, "/data/1.jpg")
     assert pool.has_query(BEE, "/data/2.jpg")
     assert not pool.has_query(DOG, "/data/1.jpg")
@@ -162,6 +163,12 @@ def test_rounds_have_as_many_shots_as_configured(cfg, images):
 def test_test_set_without_queries_is_an_error(cfg):
     with pytest.raises(ValueError, match="has no image and class with a query patch"):
         evaluation_queries(cfg, cfg.DATASETS.TRAIN[0], [image(1, ANT), image(2, BEE)])
+
+
+def test_no_query_asked_for_is_an_error(cfg, images):
+    cfg.TEST.ONESHOT.NUM_QUERIES = 0
+    with pytest.raises(ValueError, match=r"TEST\.ONESHOT\.NUM_QUERIES is 0"):
+        evaluation_queries(cfg, cfg.DATASETS.TRAIN[0], images)
 
 
 def test_difficult_objects_of_voc_are_ignored(tmp_path):

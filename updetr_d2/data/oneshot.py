@@ -54,7 +54,11 @@ class QueryPool:
                 )
                 if not annotation.get("iscrowd", 0) and min(x1 - x0, y1 - y0) >= min_side:
                     objects.setdefault(annotation["category_id"], []).append((i, x0, y0, x1, y1))
-        self._objects = {class_id: np.array(rows) for class_id, rows in sorted(objects.items())}
+        # By class: images of the objects, ascending, and boxes (XYXY).
+        self._objects: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        for class_id, rows in sorted(objects.items()):
+            table = np.array(rows)
+            self._objects[class_id] = (table[:, 0].astype(np.int64), table[:, 1:])
 
     @property
     def classes(self) -> tuple[int, ...]:
@@ -63,28 +67,34 @@ class QueryPool:
 
     def has_query(self, class_id: int, target_file: str) -> bool:
         """Whether there is an object of the class that may be a query for the image ``target_file``."""
-        return len(self._candidates(class_id, target_file)) > 0
+        first, last = self._own_objects(class_id, target_file)
+        return class_id in self._objects and len(self._objects[class_id][0]) > last - first
 
     def draw(self, rng: np.random.Generator, class_id: int, target_file: str, count: int) -> list[QueryBox]:
         """Draw ``count`` different objects of a class for an image; some repeatedly only if there are fewer."""
-        candidates = self._candidates(class_id, target_file)
-        chosen = rng.permutation(len(candidates))[:count]
-        if len(chosen) < count:
-            chosen = np.resize(chosen, count)
+        images, boxes = self._objects[class_id]
+        first, last = self._own_objects(class_id, target_file)
+        num_candidates = len(images) - (last - first)
+        chosen = rng.choice(num_candidates, min(count, num_candidates), replace=False)
+        chosen = np.resize(np.where(chosen < first, chosen, chosen + last - first), count)
         return [
-            QueryBox(str(self._files[int(row[0])]), tuple(float(v) for v in row[1:]))
-            for row in candidates[chosen]
+            QueryBox(str(self._files[image]), tuple(box))
+            for image, box in zip(images[chosen], boxes[chosen].tolist())
         ]
 
-    def _candidates(self, class_id: int, target_file: str) -> np.ndarray:
-        """Rows (image, x0, y0, x1, y1) of the objects of a class that may be queries for an image."""
-        rows = self._objects.get(class_id, np.empty((0, 5)))
-        if self.same_image:
-            return rows
+    def _own_objects(self, class_id: int, target_file: str) -> tuple[int, int]:
+        """Range of the objects of a class that may not be queries for an image: its own, if any."""
         place = np.searchsorted(self._files, target_file, sorter=self._order)
-        if place == len(self._files) or self._files[self._order[place]] != target_file:
-            return rows
-        return rows[rows[:, 0] != self._order[place]]
+        if (
+            self.same_image
+            or class_id not in self._objects
+            or place == len(self._files)
+            or self._files[self._order[place]] != target_file
+        ):
+            return 0, 0
+        images, _ = self._objects[class_id]
+        first, last = np.searchsorted(images, [self._order[place], self._order[place] + 1])
+        return int(first), int(last)
 
 
 def build_query_pool(cfg: CfgNode, dataset_dicts: Sequence[dict]) -> QueryPool:
@@ -171,10 +181,12 @@ def evaluation_queries(cfg: CfgNode, dataset_name: str, dataset_dicts: Sequence[
         where queries must come from another image.
 
     Raises:
-        ValueError: if there is nothing to evaluate.
+        ValueError: if there is nothing to evaluate, or no query asked for.
     """
     split = class_split(cfg, class_names(dataset_name))
     num_rounds, num_shots = cfg.TEST.ONESHOT.NUM_QUERIES, cfg.DATASETS.ONESHOT.NUM_SHOTS
+    if num_rounds < 1:
+        raise ValueError(f"TEST.ONESHOT.NUM_QUERIES is {num_rounds}; it must be at least 1.")
     images = evaluation_images(dataset_name, dataset_dicts)
     pool = build_query_pool(cfg, images)
     expanded, num_left_out = [], 0
