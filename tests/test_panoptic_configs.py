@@ -31,12 +31,12 @@ class TestRecipes:
         head = cfg.MODEL.MASK_HEAD
         assert (head.SCORE_THRESHOLD, head.MASK_THRESHOLD, head.MIN_SEGMENT_AREA) == (0.85, 0.5, 4)
         assert head.TRAIN_NUM_POINTS == 0  # the exact losses
-        assert head.FEATURE_SCALE == 1
+        assert cfg.MODEL.TIMM.FEATURE_SCALE == 1
 
     def test_attention_is_normalised_as_in_the_code_that_the_weights_come_from(self, method):
         for suffix in ("panoptic", "panoptic_joint", "instance"):
             head = load(f"panoptic/{method}_r50_coco_{suffix}.yaml").MODEL.MASK_HEAD
-            assert head.SOFTMAX_OVER_HEADS == (method == "detr")
+            assert head.SOFTMAX_OVER_HEADS is (method == "detr")
 
     def test_both_steps_have_the_same_detector(self, method):
         boxes = load(f"panoptic/{method}_r50_coco_panoptic_boxes.yaml").MODEL.DETR
