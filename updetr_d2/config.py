@@ -164,9 +164,8 @@ def _add_model_config(cfg: CN) -> None:
     cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"
     # Features to return; "res2" ... "res5" are strides 4 ... 32.
     cfg.MODEL.TIMM.OUT_FEATURES = ["res5"]
-    # Factor on the features. A transformer learns badly from activations much larger than a ResNet's (root
-    # mean square about 0.5): beside large query patches and image tokens, it sees neither object queries nor
-    # position encodings nor attention maps.
+    # Factor on the features. Beside activations much larger than a ResNet's (root mean square about 0.5; 7 in
+    # EfficientNet-Lite0) a mask head does not see its attention maps, whose values are in [0, 1].
     cfg.MODEL.TIMM.FEATURE_SCALE = 1.0
 
 
