@@ -24,39 +24,35 @@ def slow_panoptic(class_logits, mask_logits, size, *, score_threshold=0.85, min_
         best = max(range(NUM_CLASSES + 1), key=lambda k: row[k])
         if best != NUM_CLASSES and row[best] > score_threshold:
             kept.append((query, best, float(row[best])))
+    first_round = True
     while kept:
-        groups = []  # (members, class, score) of each segment
-        for query, category, score in kept:
-            same = [g for g in groups if g["category"] == category and category >= NUM_THINGS]
-            if same:
-                same[0]["members"].append(query)
-                same[0]["score"] = max(same[0]["score"], score)
-            else:
-                groups.append({"members": [query], "category": category, "score": score})
-        winner = np.zeros(masks.shape[1:], dtype=np.uint8)
+        segment = np.zeros(masks.shape[1:], dtype=np.uint8)
         for y in range(masks.shape[1]):
             for x in range(masks.shape[2]):
-                best = None
-                for query, _, _ in kept:
-                    if best is None or masks[query, y, x] > masks[best, y, x]:
-                        best = query
-                winner[y, x] = [best in g["members"] for g in groups].index(True)
-        resized = np.array(Image.fromarray(winner).resize((size[1], size[0]), Image.Resampling.NEAREST))
-        areas = [int((resized == i).sum()) for i in range(len(groups))]
-        small = {query for g, area in zip(groups, areas) if area <= min_area for query in g["members"]}
-        if not small:
+                best = 0
+                for i, (query, _, _) in enumerate(kept):
+                    if masks[query, y, x] > masks[kept[best][0], y, x]:
+                        best = i
+                category = kept[best][1]
+                if first_round and category >= NUM_THINGS:
+                    best = [c for _, c, _ in kept].index(category)
+                segment[y, x] = best
+        resized = np.array(Image.fromarray(segment).resize((size[1], size[0]), Image.Resampling.NEAREST))
+        areas = [int((resized == i).sum()) for i in range(len(kept))]
+        if min(areas) > min_area:
             infos = [
                 {
                     "id": i + 1,
-                    "isthing": g["category"] < NUM_THINGS,
-                    "category_id": g["category"],
-                    "score": g["score"],
+                    "isthing": category < NUM_THINGS,
+                    "category_id": category,
+                    "score": score,
                     "area": area,
                 }
-                for i, (g, area) in enumerate(zip(groups, areas))
+                for i, ((_, category, score), area) in enumerate(zip(kept, areas))
             ]
             return resized.astype(np.int32) + 1, infos
-        kept = [entry for entry in kept if entry[0] not in small]
+        kept = [entry for entry, area in zip(kept, areas) if area > min_area]
+        first_round = False
     return np.zeros(size, dtype=np.int32), []
 
 
@@ -122,6 +118,20 @@ def test_queries_of_one_stuff_class_make_one_segment_with_id_1():
     assert infos[0]["area"] == 36
 
 
+def test_pixels_of_a_merged_query_go_to_the_best_of_the_queries_that_are_left():
+    """The official code gives the pixels out anew, since a merged query has no segment of its own."""
+    masks = torch.full((3, 6, 6), -1.0)
+    masks[0, :, :3] = 2  # stuff, the left half
+    masks[1, :, 3:] = 2  # the same stuff, the right half
+    masks[2, :, 4:] = 1  # a thing that has the first row, and elsewhere loses to the second query alone
+    masks[2, 0] = 3
+    segment_map, infos = assert_equal_to_slow(confident([4, 4, 1]), masks, (6, 6))
+    assert [info["category_id"] for info in infos] == [4, 1]
+    assert (segment_map[1:, :4] == 1).all()
+    assert (segment_map[1:, 4:] == 2).all()
+    assert (segment_map[0] == 2).all()
+
+
 def test_things_of_one_class_stay_apart():
     masks = torch.stack((torch.eye(6), 1 - torch.eye(6)))
     segment_map, infos = assert_equal_to_slow(confident([1, 1]), masks, (6, 6))
@@ -138,13 +148,13 @@ def test_segments_of_four_pixels_go_to_the_others(area, survives):
     assert (segment_map > 0).all()
 
 
-def test_small_stuff_queries_count_together():
-    """Two queries of a stuff class with 3 pixels each are a segment of 6."""
+def test_stuff_that_is_small_without_its_merged_queries_is_dropped():
+    """Two queries of a stuff class with 3 pixels each: the second is merged, which leaves 3 to the first."""
     masks = torch.zeros(3, 6, 6)
     masks[1, 0, :3] = 1
     masks[2, 5, :3] = 1
     _, infos = assert_equal_to_slow(confident([0, 3, 3]), masks, (6, 6))
-    assert [info["area"] for info in infos] == [30, 6]
+    assert [info["area"] for info in infos] == [36]
 
 
 def test_among_equal_logits_the_first_query_wins():

@@ -45,8 +45,9 @@ def panoptic_segmentation(
 ) -> tuple[Tensor, list[dict]]:
     """Give every pixel to the confident query with the highest mask logit there.
 
-    Queries of the same stuff class make one segment. Where segments turn out too small their queries are
-    dropped, and their pixels given to the others, until all are large enough.
+    Queries of the same stuff class make one segment, that of the first of them. Queries without a segment of
+    their own, and those whose segments are too small, are dropped and all pixels given out anew, until every
+    query that is left has a segment that is large enough. This is the official code's procedure.
 
     Args:
         class_logits: ``[N, K+1]``, the last class is "no object".
@@ -58,25 +59,33 @@ def panoptic_segmentation(
 
     Returns:
         int32 map ``size`` of segment ids, 0 where there is no segment, and Detectron2's ``segments_info``
-        with ``id`` (1, 2, …), ``isthing``, ``category_id`` (class in [0, K)), ``score`` and ``area``. The
-        score of a stuff segment of several queries is the highest one.
+        with ``id`` (1, 2, …), ``isthing``, ``category_id`` (class in [0, K)), ``score`` and ``area``.
     """
     scores, classes = class_logits.float().softmax(dim=-1).max(dim=-1)
     kept = ((classes != class_logits.shape[-1] - 1) & (scores > score_threshold)).nonzero()[:, 0]
-    # Each thing is its own segment, numbered by its query; stuff classes are numbered after the queries.
-    num_queries = len(scores)
-    segment_of_query = torch.where(
-        classes < num_thing_classes, torch.arange(num_queries, device=classes.device), num_queries + classes
-    )
+    queries = torch.arange(len(scores), device=kept.device)
+    first_of_class = torch.full((class_logits.shape[-1],), len(scores), device=kept.device)
+    first_of_class = first_of_class.scatter_reduce(0, classes[kept], kept, "amin")
+    segment_of_query = torch.where(classes < num_thing_classes, queries, first_of_class[classes])
     while len(kept):
         winner = kept[mask_logits[kept].argmax(dim=0)]
         segments = _resize_labels(segment_of_query[winner], size)
-        area = segments.flatten().bincount(minlength=num_queries + class_logits.shape[-1])
-        large = area[segment_of_query[kept]] > min_area
+        area = segments.flatten().bincount(minlength=len(scores))[kept]
+        large = area > min_area
         if large.all():
-            return _number_segments(
-                segments, segment_of_query, area, scores, classes, kept, num_thing_classes
-            )
+            ids = torch.zeros_like(queries, dtype=torch.int32)
+            ids[kept] = torch.arange(1, len(kept) + 1, dtype=torch.int32, device=ids.device)
+            rows = zip(*(x.tolist() for x in (classes[kept], scores[kept], area)))
+            return ids[segments], [
+                {
+                    "id": i,
+                    "isthing": category < num_thing_classes,
+                    "category_id": category,
+                    "score": score,
+                    "area": pixels,
+                }
+                for i, (category, score, pixels) in enumerate(rows, start=1)
+            ]
         kept = kept[large]
     return torch.zeros(size, dtype=torch.int32, device=mask_logits.device), []
 
@@ -89,32 +98,3 @@ def _resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
         for old, new in zip(labels.shape, size)
     )
     return labels[rows[:, None], columns]
-
-
-def _number_segments(
-    segments: Tensor,
-    segment_of_query: Tensor,
-    area: Tensor,
-    scores: Tensor,
-    classes: Tensor,
-    kept: Tensor,
-    num_thing_classes: int,
-) -> tuple[Tensor, list[dict]]:
-    """Number the segments 1, 2, … in the order of their first queries."""
-    infos: dict[int, dict] = {}
-    rows = zip(*(x[kept].tolist() for x in (segment_of_query, scores, classes)))
-    for segment, score, category in rows:
-        if segment in infos:
-            infos[segment]["score"] = max(score, infos[segment]["score"])
-            continue
-        infos[segment] = {
-            "id": len(infos) + 1,
-            "isthing": category < num_thing_classes,
-            "category_id": category,
-            "score": score,
-        }
-    ids = torch.zeros(len(area), dtype=torch.int32)
-    for (segment, info), pixels in zip(infos.items(), area[list(infos)].tolist()):
-        ids[segment] = info["id"]
-        info["area"] = pixels
-    return ids.to(segments.device)[segments], list(infos.values())
