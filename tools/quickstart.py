@@ -127,7 +127,7 @@ docs/GETTING_STARTED.md tells which settings to change, and how to use ResNet-50
 
 def print_table(rows: dict[str, dict], metrics: tuple[str, ...]) -> None:
     cells = [(label, *(results[name] for name in metrics)) for label, results in rows.items()]
-    print(tabulate(cells, ("", *metrics), floatfmt=".1f"))
+    print(tabulate(cells, ("", *metrics), floatfmt=".2f"))
 
 
 if __name__ == "__main__":
