@@ -20,7 +20,7 @@ setup(
         "export": ["onnx", "onnxscript"],
         "dev": [
             *("pytest", "pytest-xdist", "hypothesis", "ruff", "timm", "transformers"),
-            *("onnx", "onnxscript", "onnxruntime"),
+            *("webdataset", "onnx", "onnxscript", "onnxruntime"),
         ],
     },
 )

@@ -54,6 +54,9 @@ def _add_input_config(cfg: CN) -> None:
 
     # Training stops when this many different images in a row cannot be used.
     cfg.DATALOADER.MAX_CONSECUTIVE_FAILURES = 100
+    # Tar shards (docs/DATASETS.md) whose images are shuffled together; the shards come in a new order each
+    # pass. 0 shuffles all images of all shards.
+    cfg.DATALOADER.MIXED_SHARDS = 64
 
 
 def _add_oneshot_config(cfg: CN) -> None:

@@ -1,3 +1,3 @@
 """Data sets, mappers and loaders; importing registers the data sets."""
 
-from updetr_d2.data import detection_sources, panoptic_sources, scenes, sources  # noqa: F401
+from updetr_d2.data import detection_sources, panoptic_sources, scenes, shards, sources  # noqa: F401

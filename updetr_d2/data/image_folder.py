@@ -6,13 +6,12 @@ import logging
 import os
 import tempfile
 import time
-from itertools import accumulate
 from pathlib import Path
 
-import numpy as np
 from torch.utils.data import Dataset
 
 from updetr_d2.data.cache import cache_folder
+from updetr_d2.data.packed_names import PackedNames
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +27,6 @@ _Entry = tuple[int, list[str], list[str]]
 class ImageFolder(Dataset):
     """Detectron2 dataset dicts ``{"file_name", "image_id"}`` of the images of a folder tree.
 
-    The names lie in one array of bytes, which loader processes share, instead of millions of objects.
-
     Args:
         root: the folder.
         relative_names: paths of the images below it; they are the ``image_id``, so that these stay the same
@@ -37,20 +34,14 @@ class ImageFolder(Dataset):
     """
 
     def __init__(self, root: str, relative_names: list[str]) -> None:
-        names = [os.fsencode(name) for name in relative_names]
         self.root = root
-        self._names = np.frombuffer(b"".join(names), dtype=np.uint8)
-        self._ends = np.fromiter(accumulate(map(len, names)), dtype=np.int64, count=len(names))
+        self._names = PackedNames(relative_names)
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self._names)
 
     def __getitem__(self, index: int) -> dict[str, str]:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
-        index %= len(self)
-        begin = self._ends[index - 1] if index else 0
-        name = os.fsdecode(self._names[begin : self._ends[index]].tobytes())
+        name = self._names[index]
         return {"file_name": os.path.join(self.root, name), "image_id": name}
 
 

@@ -22,6 +22,7 @@ from updetr_d2.data.stream import (
     StreamSample,
     StreamSampler,
     TolerantDataset,
+    block_sizes,
 )
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,8 @@ def build_train_loader(
 
     Args:
         cfg: ``SOLVER.IMS_PER_BATCH``, ``DATALOADER.{NUM_WORKERS, ASPECT_RATIO_GROUPING,
-            MAX_CONSECUTIVE_FAILURES}``, ``SEED`` are read, and ``DATASETS.TRAIN`` without ``dataset_dicts``.
+            MAX_CONSECUTIVE_FAILURES, MIXED_SHARDS}``, ``SEED`` are read, and ``DATASETS.TRAIN`` without
+            ``dataset_dicts``.
         mapper: makes a sample of a dataset dict; a file that it cannot use is replaced by another.
         dataset_dicts: the training set, if it is loaded already.
 
@@ -89,6 +91,7 @@ def build_train_loader(
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         group_by_aspect_ratio=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         max_failures=cfg.DATALOADER.MAX_CONSECUTIVE_FAILURES,
+        mixed_shards=cfg.DATALOADER.MIXED_SHARDS,
     )
 
 
@@ -123,6 +126,7 @@ class TrainLoader:
         num_workers: loader processes; 0 loads in this one.
         group_by_aspect_ratio: saves padding.
         max_failures: different images in a row that may fail before the data set counts as unusable.
+        mixed_shards: shards whose images are shuffled together; 0 is all.
 
     Attributes:
         skipped_files: files of the batches so far that could not be used.
@@ -138,6 +142,7 @@ class TrainLoader:
         num_workers: int,
         group_by_aspect_ratio: bool,
         max_failures: int,
+        mixed_shards: int = 0,
     ) -> None:
         self.dataset = dataset
         self.mapper = mapper
@@ -146,6 +151,7 @@ class TrainLoader:
         self.num_workers = num_workers
         self.group_by_aspect_ratio = group_by_aspect_ratio
         self.max_failures = max_failures
+        self.mixed_shards = mixed_shards
         self.skipped_files = SkippedFiles()
         self._next_position = comm.get_rank()
         self._pending: list[int] = []
@@ -211,6 +217,8 @@ class TrainLoader:
             world_size=comm.get_world_size(),
             start=self._next_position,
             replay=self._pending,
+            block_sizes=block_sizes(self.dataset),
+            mixed_blocks=self.mixed_shards,
         )
         dataset = StreamDataset(self.dataset, self.mapper, seed=self.seed, max_tries=self.max_failures)
         return _single_samples(

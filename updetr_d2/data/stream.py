@@ -7,7 +7,7 @@ and continuing it needs no more than the position.
 
 import logging
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from detectron2.data.detection_utils import SizeMismatchError
 from PIL import Image
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import ConcatDataset, Dataset, Sampler
 
 from updetr_d2.data.images import UnusableImageError
+from updetr_d2.data.order import PassOrder
 
 logger = logging.getLogger(__name__)
 
@@ -95,16 +96,28 @@ class StreamSampler(Sampler):
         world_size: number of processes, the distance between positions of this one.
         start: first position of this process.
         replay: positions to give before ``start``.
+        block_sizes: images of each shard of the data set; None if it has none.
+        mixed_blocks: shards whose images are shuffled together (:class:`PassOrder`); 0 is all.
     """
 
     def __init__(
-        self, num_images: int, *, seed: int, world_size: int, start: int, replay: tuple[int, ...] = ()
+        self,
+        num_images: int,
+        *,
+        seed: int,
+        world_size: int,
+        start: int,
+        replay: tuple[int, ...] = (),
+        block_sizes: Sequence[int] | None = None,
+        mixed_blocks: int = 0,
     ) -> None:
         self.num_images = num_images
         self.seed = seed
         self.world_size = world_size
         self.start = start
         self.replay = tuple(replay)
+        self.block_sizes = block_sizes or [num_images]
+        self.mixed_blocks = mixed_blocks
         self._epoch = -1
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
@@ -120,8 +133,18 @@ class StreamSampler(Sampler):
         epoch, place = divmod(position, self.num_images)
         if epoch != self._epoch:
             self._epoch = epoch
-            self._order = np.random.default_rng([self.seed, epoch]).permutation(self.num_images)
-        return int(self._order[place])
+            self._order = PassOrder(
+                self.block_sizes, seed=self.seed, epoch=epoch, mixed_blocks=self.mixed_blocks
+            )
+        return self._order[place]
+
+
+def block_sizes(dataset: Dataset) -> list[int] | None:
+    """Number of images of each shard, None if not all of the data set is in shards."""
+    if isinstance(dataset, ConcatDataset):
+        parts = [block_sizes(part) for part in dataset.datasets]
+        return None if None in parts else [size for part in parts for size in part]
+    return getattr(dataset, "block_sizes", None)
 
 
 class StreamDataset(Dataset):
