@@ -5,6 +5,7 @@ import math
 import cv2
 import numpy as np
 
+from updetr_d2.data.scene_files import segment
 from updetr_d2.data.scene_things import draw_thing
 from updetr_d2.data.scenes import STUFF_CLASSES, THING_CLASSES
 
@@ -41,7 +42,7 @@ def render_scene(seed: int, index: int, size: int = _REFERENCE_SIZE) -> tuple[np
         _paint(canvas, segment_map, rgb, alpha, corner, segment_id)
 
     segments_info = [
-        _segment(segment_map == segment_id, segment_id, THING_CLASSES.index(name), isthing=True)
+        segment(segment_map == segment_id, segment_id, THING_CLASSES.index(name), isthing=True)
         for segment_id, (name, *_) in enumerate(things, start=1)
     ]
     for label in np.flatnonzero(np.bincount(stuff_labels[segment_map == 0])):
@@ -49,19 +50,8 @@ def render_scene(seed: int, index: int, size: int = _REFERENCE_SIZE) -> tuple[np
         mask = (segment_map == 0) & (stuff_labels == label)
         segment_map[mask] = segment_id
         category_id = len(THING_CLASSES) + int(label)
-        segments_info.append(_segment(mask, segment_id, category_id, isthing=False))
+        segments_info.append(segment(mask, segment_id, category_id, isthing=False))
     return _photograph(rng, canvas), {"panoptic_seg": segment_map, "segments_info": segments_info}
-
-
-def _segment(mask: np.ndarray, segment_id: int, category_id: int, *, isthing: bool) -> dict:
-    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-    return {
-        "id": segment_id,
-        "category_id": category_id,
-        "isthing": isthing,
-        "area": int(np.count_nonzero(mask)),
-        "bbox": [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1],
-    }
 
 
 def _noise(rng: np.random.Generator, size: int, cell: tuple[float, float], octaves: int) -> np.ndarray:

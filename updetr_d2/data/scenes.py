@@ -15,7 +15,6 @@ paths of these files; they exist once the data set has been loaded.
 
 import functools
 import hashlib
-import json
 import logging
 import shutil
 import time
@@ -23,15 +22,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from detectron2.data.datasets.coco_panoptic import load_coco_panoptic_json
 from iopath.common.file_io import file_lock
-from PIL import Image
 
 from updetr_d2.data.cache import cache_root
+from updetr_d2.data.scene_files import image_name, write_scenes
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +42,6 @@ _COLORS = (
 )
 SCENE_SIZE = 128  # px
 SEED = 0
-_JPEG_QUALITY = 95
 
 
 @dataclass(frozen=True)
@@ -122,7 +118,7 @@ def _fingerprint(split: Split) -> str:
     """Identify what a split's files look like, so that a changed generator does not reuse old files."""
     here = Path(__file__).parent
     digest = hashlib.sha256(repr((split, SEED, SCENE_SIZE)).encode())
-    for source in ("scenes.py", "scene_drawing.py", "scene_things.py"):
+    for source in ("scenes.py", "scene_drawing.py", "scene_files.py", "scene_things.py"):
         digest.update((here / source).read_bytes())
     return digest.hexdigest()[:10]
 
@@ -131,7 +127,7 @@ def _load_images(folder: Path, split: Split) -> list[dict]:
     _ensure_written(folder, split)
     return [
         {
-            "file_name": str(folder / "images" / _image_name(index)),
+            "file_name": str(folder / "images" / image_name(index)),
             "image_id": index,
             "height": SCENE_SIZE,
             "width": SCENE_SIZE,
@@ -153,11 +149,6 @@ def _load_panoptic(folder: Path, split: Split, metadata: dict) -> list[dict]:
     for dataset_dict in dataset_dicts:
         dataset_dict.update(height=SCENE_SIZE, width=SCENE_SIZE)
     return dataset_dicts
-
-
-def _image_name(index: int) -> str:
-    # load_coco_panoptic_json expects the extension ".jpg".
-    return f"{index:06d}.jpg"
 
 
 def _ensure_written(folder: Path, split: Split) -> None:
@@ -192,7 +183,6 @@ def _ensure_written(folder: Path, split: Split) -> None:
 
 
 def _write_split(folder: Path, split: Split) -> None:
-    """Write ``images/*.jpg`` and, for a labelled split, the annotation files in COCO's two formats."""
     try:
         from updetr_d2.data.scene_drawing import render_scene
     except ImportError as error:
@@ -200,74 +190,14 @@ def _write_split(folder: Path, split: Split) -> None:
             "The generated scenes are drawn with OpenCV: pip install opencv-python-headless."
         ) from error
 
-    (folder / "images").mkdir(parents=True)
-    if split.labeled:
-        (folder / "panoptic").mkdir()
-    images, instances, panoptic = [], [], []
-    for index in range(split.first_index, split.first_index + split.count):
-        image, annotation = render_scene(SEED, index, SCENE_SIZE)
-        image_file = folder / "images" / _image_name(index)
-        Image.fromarray(image).save(image_file, quality=_JPEG_QUALITY, subsampling=0)
-        if not split.labeled:
-            continue
-        images.append({"id": index, "file_name": image_file.name, "height": SCENE_SIZE, "width": SCENE_SIZE})
-        label_name = f"{image_file.stem}.png"
-        segment_map, segments = annotation["panoptic_seg"], annotation["segments_info"]
-        _save_segment_map(segment_map, folder / "panoptic" / label_name)
-        panoptic.append(
-            {
-                "image_id": index,
-                "file_name": label_name,
-                "segments_info": [{"id": s["id"], **_coco_segment(s)} for s in segments],
-            }
-        )
-        instances += [
-            {
-                "image_id": index,
-                **_coco_segment(s),
-                "segmentation": _encode_mask(segment_map == s["id"]),
-            }
-            for s in segments
-            if s["isthing"]
-        ]
-
-    if split.labeled:
-        for annotation_id, instance in enumerate(instances, start=1):  # pycocotools ignores id 0
-            instance["id"] = annotation_id
-        categories = [
-            {"id": i + 1, "name": name, "isthing": int(i < len(THING_CLASSES))}
-            for i, name in enumerate((*THING_CLASSES, *STUFF_CLASSES))
-        ]
-        things = [category for category in categories if category["isthing"]]
-        for file_name, annotations, kinds in (
-            ("instances.json", instances, things),
-            ("panoptic.json", panoptic, categories),
-        ):
-            content = {"images": images, "annotations": annotations, "categories": kinds}
-            (folder / file_name).write_text(json.dumps(content))
-
-
-def _coco_segment(segment: dict) -> dict:
-    """Turn an entry of ``segments_info`` of the generator into COCO's: 1-based category, XYWH box."""
-    x0, y0, x1, y1 = segment["bbox"]
-    return {
-        "category_id": segment["category_id"] + 1,
-        "area": segment["area"],
-        "bbox": [x0, y0, x1 - x0, y1 - y0],
-        "iscrowd": 0,
-    }
-
-
-def _encode_mask(mask: np.ndarray) -> dict:
-    rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
-
-
-def _save_segment_map(segment_map: np.ndarray, path: Path) -> None:
-    """Save segment ids (below 256) in COCO's panoptic PNG encoding, id = R + 256 G + 256^2 B."""
-    rgb = np.zeros((*segment_map.shape, 3), dtype=np.uint8)
-    rgb[..., 0] = segment_map
-    Image.fromarray(rgb).save(path)
+    write_scenes(
+        folder,
+        range(split.first_index, split.first_index + split.count),
+        lambda index: render_scene(SEED, index, SCENE_SIZE),
+        labeled=split.labeled,
+        thing_classes=THING_CLASSES,
+        stuff_classes=STUFF_CLASSES,
+    )
 
 
 register_scenes(cache_root())
