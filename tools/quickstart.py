@@ -6,15 +6,12 @@ and an interrupted one goes on where it was; delete output/quickstart to start a
 """
 
 import json
-import shlex
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+from steps import ROOT, run_step
 from tabulate import tabulate
 
-ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = Path("output/quickstart")
 PRETRAIN_CONFIG = "configs/quickstart/updetr_lite0_scenes.yaml"
 SCRATCH_CONFIG = "configs/quickstart/detr_lite0_scenes_detection.yaml"
@@ -80,18 +77,7 @@ def evaluate_patches(name: str, weights: Path) -> dict:
 
 
 def run(title: str, command: list, result: Path) -> None:
-    """Run a command of this project unless its result is there already; stop if it fails."""
-    print(f"\n=== {title}", flush=True)
-    if (ROOT / result).exists():
-        print(f"done before: {result}", flush=True)
-        return
-    command = [str(part) for part in command]
-    print(f"python {shlex.join(command)}", flush=True)
-    status = subprocess.run([sys.executable, *command], cwd=ROOT).returncode
-    if status:
-        sys.exit(
-            f"This step failed with status {status}; `make quickstart` goes on from here once it is mended."
-        )
+    run_step(title, command, result=result, again="make quickstart")
 
 
 def box_results(name: str) -> dict:

@@ -114,6 +114,8 @@ def _add_model_config(cfg: CN) -> None:
     cfg.MODEL.UPDETR.MASK_RATIO = 0.1
     # Shuffle the object query embeddings in training (CVPR version; off in the released model).
     cfg.MODEL.UPDETR.QUERY_SHUFFLE = False
+    # Keep queries of different patches from attending to each other; without it only for ablations.
+    cfg.MODEL.UPDETR.ATTENTION_MASK = True
     # Patch feature reconstruction branch.
     cfg.MODEL.UPDETR.FEATURE_RECON = True
     # Freeze the whole CNN, not only the stages below MODEL.BACKBONE.FREEZE_AT.

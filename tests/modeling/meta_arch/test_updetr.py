@@ -86,9 +86,10 @@ def test_a_patch_changes_the_predictions_of_its_own_group_only(pre_norm, trainin
 
 @torch.no_grad()
 def test_queries_of_a_group_see_each_other():
-    """A changed query embedding changes all queries of its group; as a single group, all queries."""
-    for num_patches, reached in ((5, 4), (1, 20)):
-        model = tiny_model("UPDETR", "MODEL.UPDETR.NUM_PATCHES", num_patches).eval()
+    """A changed query embedding changes all queries of its group; all queries if one group or without mask."""
+    for num_patches, attention_mask, reached in ((5, True, 4), (1, True, 20), (5, False, 20)):
+        options = ("MODEL.UPDETR.NUM_PATCHES", num_patches, "MODEL.UPDETR.ATTENTION_MASK", attention_mask)
+        model = tiny_model("UPDETR", *options).eval()
         sample = random_sample(num_patches=num_patches)
         before = model.forward_heads([sample])["pred_logits"]
         model.query_embed.weight[0] += 3

@@ -26,6 +26,7 @@ class UPDETR(DETR):
         num_patches: M, at training time; a divisor of ``num_queries``. 1 is the paper's single-query version.
         mask_ratio: probability that a query loses its patch in training, in [0, 1).
         query_shuffle: permute the object query embeddings in training.
+        attention_mask: keep queries of different groups from attending to each other.
         feature_recon: reconstruct the patch feature from each query.
         freeze_backbone: change nothing of the CNN, neither weights nor BatchNorm statistics.
         **detr_args: as for :class:`DETR`.
@@ -43,6 +44,7 @@ class UPDETR(DETR):
         num_patches: int = 10,
         mask_ratio: float = 0.1,
         query_shuffle: bool = False,
+        attention_mask: bool = True,
         feature_recon: bool = True,
         freeze_backbone: bool = True,
         **detr_args,
@@ -60,6 +62,7 @@ class UPDETR(DETR):
         self.group_size = self.num_queries // num_patches
         self.mask_ratio = mask_ratio
         self.query_shuffle = query_shuffle
+        self.attention_mask = attention_mask
         hidden_dim = self.query_embed.embedding_dim
         self.patch2query = nn.Linear(self.feature_dim, hidden_dim)
         self.feature_align = (
@@ -77,6 +80,7 @@ class UPDETR(DETR):
             "num_patches": updetr.NUM_PATCHES,
             "mask_ratio": updetr.MASK_RATIO,
             "query_shuffle": updetr.QUERY_SHUFFLE,
+            "attention_mask": updetr.ATTENTION_MASK,
             "feature_recon": updetr.FEATURE_RECON,
             "freeze_backbone": updetr.FREEZE_BACKBONE,
         }
@@ -144,8 +148,8 @@ class UPDETR(DETR):
         return patch_queries + embeddings[: patch_queries.shape[1]]
 
     def group_mask(self, num_queries: int) -> Tensor | None:
-        """bool ``[N, N]``, True between queries of different groups; None if there is one group."""
-        if num_queries == self.group_size:
+        """bool ``[N, N]``, True between queries of different groups; None if nothing is masked."""
+        if num_queries == self.group_size or not self.attention_mask:
             return None
         group = torch.arange(num_queries, device=self.device) // self.group_size
         return group[:, None] != group[None, :]

@@ -1,0 +1,32 @@
+"""Recipes of several commands: each is printed as one could type it, and skipped where its result is there."""
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run_step(
+    title: str, command: Sequence, *, result: Path, again: str, environment: Mapping[str, str] | None = None
+) -> None:
+    """Run a command of this project unless its result is there already; stop if it fails.
+
+    Args:
+        title: what it does.
+        command: script and arguments, for this Python, in the repository's root.
+        result: file that it leaves behind when it is done.
+        again: the command that goes on from here, for the message if it fails.
+        environment: variables for the process instead of this one's.
+    """
+    print(f"\n=== {title}", flush=True)
+    if (ROOT / result).exists():
+        print(f"done before: {result}", flush=True)
+        return
+    command = [str(part) for part in command]
+    print(f"python {shlex.join(command)}", flush=True)
+    status = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment).returncode
+    if status:
+        sys.exit(f"This step failed with status {status}; `{again}` goes on from here once it is mended.")
