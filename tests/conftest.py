@@ -2,10 +2,14 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 import torchvision
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_pascal_voc
 from torch import nn
+from voc_folder import write_voc_folder
 
 # Tiny models gain nothing from threads, and tests that run side by side lose much to them.
 torch.set_num_threads(1)
@@ -74,3 +78,39 @@ def official_state_dict(
 def _official_state_dict():
     torch.manual_seed(0)
     return official_state_dict
+
+
+@pytest.fixture(name="voc")
+def _voc(tmp_path):
+    """VOC07 and 12 in small, registered in the place of the real ones: difficult objects, an image without any."""
+    rng = np.random.default_rng(0)
+
+    def objects(i):
+        x, y = (int(v) for v in rng.integers(1, 50, size=2))
+        return [
+            (("dog", "person")[i % 2], (x, y, x + 40, y + 30), 0),
+            ("car", (2, 2, 20, 20), int(i % 3 == 0)),
+        ]
+
+    folders = {
+        "VOC2007": {
+            "trainval": {f"{i:06d}": objects(i) for i in range(4)} | {"000009": []},
+            "test": {f"{i:06d}": objects(i) for i in range(10, 14)},
+        },
+        "VOC2012": {"trainval": {f"2008_{i:06d}": objects(i) for i in range(3)}},
+    }
+    registered = {}
+    for folder, splits in folders.items():
+        write_voc_folder(tmp_path / folder, splits, size=(120, 90))
+        year = int(folder[3:])
+        for split in splits:
+            name = f"voc_{year}_{split}"
+            registered[name] = (DatasetCatalog.pop(name), MetadataCatalog.pop(name))
+            register_pascal_voc(name, str(tmp_path / folder), split, year)
+            MetadataCatalog.get(name).evaluator_type = "pascal_voc"
+    yield
+    for name, (function, metadata) in registered.items():
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+        DatasetCatalog.register(name, function)
+        MetadataCatalog[name] = metadata

@@ -1,11 +1,13 @@
 """Small models and samples that the tests share: seconds on a CPU, no data set, no pre-trained weights."""
 
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
 
 import torch
 from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import default_argument_parser
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
 from detectron2.structures import Boxes, Instances
@@ -134,3 +136,43 @@ def random_sample(
         sample["patches"] = torch.randint(256, (num_patches, 3, 64, 64), dtype=torch.uint8)
         sample["instances"].gt_classes.fill_(1)
     return sample
+
+
+# A small model on small images in the place of the recipe's.
+SMALL_DETR = (
+    *(
+        "MODEL.DEVICE",
+        "cpu",
+        "MODEL.WEIGHTS",
+        "",
+        "MODEL.RESNETS.DEPTH",
+        18,
+        "MODEL.RESNETS.RES2_OUT_CHANNELS",
+        64,
+    ),
+    *(
+        "MODEL.DETR.REQUIRE_PRETRAINED_TRANSFORMER",
+        False,
+        "MODEL.DETR.HIDDEN_DIM",
+        32,
+        "MODEL.DETR.NHEADS",
+        4,
+    ),
+    *("MODEL.DETR.ENC_LAYERS", 1, "MODEL.DETR.DEC_LAYERS", 2, "MODEL.DETR.DIM_FEEDFORWARD", 64),
+    *("INPUT.MIN_SIZE_TRAIN", (64, 80), "INPUT.MIN_SIZE_TEST", 64, "INPUT.DETR_CROP.RESIZE_SIDES", (64, 96)),
+    *("INPUT.DETR_CROP.CROP_SIDE_RANGE", (48, 96), "SOLVER.IMS_PER_BATCH", 2, "DATALOADER.NUM_WORKERS", 0),
+)
+
+
+def run_train_net(config, output, *options, flags=()):
+    """Run the main function of tools/train_net.py in this process.
+
+    Returns:
+        what it wrote into metrics.json, later iterations over earlier ones; with --eval-only what it returns.
+    """
+    command = ["--config-file", str(TOOLS.parent / "configs" / config), *flags, *map(str, options)]
+    args = default_argument_parser().parse_args([*command, "OUTPUT_DIR", str(output)])
+    results = load_tool("train_net").main(args)
+    if args.eval_only:
+        return results
+    return {k: v for line in (output / "metrics.json").open() for k, v in json.loads(line).items()}

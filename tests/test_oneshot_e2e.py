@@ -9,8 +9,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
-from helpers import load_tool
-from test_detection_e2e import SMALL, run, voc  # noqa: F401  (voc is a fixture)
+from helpers import SMALL_DETR, load_tool, run_train_net
 
 from updetr_d2 import add_updetr_config
 from updetr_d2.data.loader import load_training_set
@@ -65,7 +64,7 @@ def test_finds_the_class_that_the_patch_shows_and_not_the_others(scenes, tmp_pat
     weights = tmp_path / "lite0.pth"
     load_tool("convert_weights").main(["--source", "efficientnet-lite0", "package", str(weights)])
     output = tmp_path / "output"
-    results = run(
+    results = run_train_net(
         "oneshot/detr_lite0_scenes.yaml",
         output,
         *("MODEL.WEIGHTS", weights, "DATASETS.TRAIN", (scenes,), "DATASETS.TEST", (scenes,)),
@@ -81,12 +80,12 @@ def test_finds_the_class_that_the_patch_shows_and_not_the_others(scenes, tmp_pat
     assert best_scores(output, absent=False).mean() > 0.7
 
 
-def test_voc_recipe_trains_and_evaluates_seen_and_unseen(voc, tmp_path):  # noqa: F811
+def test_voc_recipe_trains_and_evaluates_seen_and_unseen(voc, tmp_path):
     """On a folder in VOC's layout whose "car" and "dog" take the place of seen and unseen classes."""
     output = tmp_path / "output"
     classes = ("DATASETS.ONESHOT.SPLIT", "", "DATASETS.ONESHOT.UNSEEN_CLASSES", '("dog",)')
-    options = (*SMALL, *classes, "INPUT.QUERY_PATCH.SIZE", 64, "SOLVER.MAX_ITER", 3)
-    results = run("oneshot/updetr_r50_voc_300ep.yaml", output, *options)
+    options = (*SMALL_DETR, *classes, "INPUT.QUERY_PATCH.SIZE", 64, "SOLVER.MAX_ITER", 3)
+    results = run_train_net("oneshot/updetr_r50_voc_300ep.yaml", output, *options)
     assert results["iteration"] == 3
     assert np.isfinite(results["total_loss"])
     for group in ("seen", "unseen"):
@@ -109,10 +108,10 @@ def test_pretraining_carries_over_from_the_command_line(scenes, tmp_path):
         *("SOLVER.MAX_ITER", 2, "SOLVER.EPOCH_STEPS", "()"),
     )
     pretraining = ("DATASETS.TEST", "()", "MODEL.WEIGHTS", "")
-    run("quickstart/updetr_lite0_scenes.yaml", tmp_path / "pretrained", *small, *pretraining)
+    run_train_net("quickstart/updetr_lite0_scenes.yaml", tmp_path / "pretrained", *small, *pretraining)
     weights = tmp_path / "pretrained" / "model_final.pth"
     classes = ("DATASETS.ONESHOT.UNSEEN_CLASSES", '("car",)')
-    results = run(
+    results = run_train_net(
         "oneshot/updetr_lite0_scenes.yaml", tmp_path / "oneshot", *small, *classes, "MODEL.WEIGHTS", weights
     )
     log = (tmp_path / "oneshot" / "log.txt").read_text()
