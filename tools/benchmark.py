@@ -17,13 +17,14 @@ from pathlib import Path
 import torch
 from detectron2.config import CfgNode, get_cfg
 
-from benchmarking import matcher
+from benchmarking import data, matcher
 from benchmarking.report import environment, table, write_json
 from updetr_d2 import add_updetr_config
 from updetr_d2.engine.validation import check_config
 
 # Subcommand -> its module, with add_arguments(parser) and run(args, cfg) -> list[Measurement].
 COMMANDS = {
+    "data": data,
     "matcher": matcher,
 }
 

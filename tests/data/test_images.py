@@ -7,6 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from updetr_d2.data import images
@@ -156,6 +157,56 @@ def test_content_counts_not_the_extension(tmp_path):
     path = tmp_path / "a.jpg"
     Image.fromarray(four_colours()).save(path, format="PNG")
     np.testing.assert_array_equal(read_image_rgb(str(path)), four_colours())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"progressive": True},
+        {"subsampling": "4:2:0", "quality": 60},
+        {"subsampling": "4:4:4", "optimize": True},
+        {"subsampling": "4:2:2", "restart_marker_rows": 1},
+        {"exif": b"Exif\0\0nonsense"},
+    ],
+)
+@pytest.mark.parametrize("side", [17, 64, 133])
+def test_jpeg_pixels_are_exactly_pillows(options, side, tmp_path, monkeypatch):
+    """Upright colour JPEGs are decoded without Pillow, which has the same library inside."""
+    path = tmp_path / "a.jpg"
+    path.write_bytes(jpeg_bytes(side, **options))
+    with Image.open(path) as image:
+        expected = np.array(image)
+    monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("decoded by Pillow"))
+    image = read_image_rgb(str(path))
+    np.testing.assert_array_equal(image, expected)
+    assert image.flags.c_contiguous
+    assert image.flags.writeable
+
+
+def test_without_torchvisions_decoder_pillow_takes_over(tmp_path, monkeypatch):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(jpeg_bytes())
+    expected = read_image_rgb(str(path))
+
+    def refuse(*_, **__):
+        raise RuntimeError("decode_jpeg: torchvision not compiled with libjpeg support")
+
+    monkeypatch.setattr(images, "decode_jpeg", refuse)
+    np.testing.assert_array_equal(read_image_rgb(str(path)), expected)
+
+
+@pytest.mark.parametrize("image_format", ["RGB", "BGR"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_tensors_have_channels_first(image_format, dtype):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 5, 7, 3)).astype(dtype)
+    expected = torch.from_numpy(pixels[..., :: 1 if image_format == "RGB" else -1].copy()).permute(0, 3, 1, 2)
+    stacked = images.stack_to_tensor(list(pixels), image_format)
+    assert torch.equal(stacked, expected)
+    assert stacked.is_contiguous()
+    assert torch.equal(images.to_tensor(pixels[0], image_format), expected[0])
+    for view in (pixels[0, :, ::-1], pixels[0, 1:4, 2:6]):  # flipped, cropped
+        assert torch.equal(images.to_tensor(view, "RGB"), torch.from_numpy(view.copy()).permute(2, 0, 1))
 
 
 def jpeg_bytes(side: int = 64, **options) -> bytes:

@@ -3,6 +3,7 @@
 import json
 
 from helpers import load_tool
+from PIL import Image
 
 CONFIG = "configs/pretrain/updetr_r50_imagenet_60ep.yaml"
 TINY = (
@@ -33,3 +34,21 @@ def test_matcher_report_has_times_ratio_and_environment(tmp_path):
         assert row["ratio"] == row["reference_median_s"] / row["median_s"]
     assert {"device", "threads", "torch"} <= report["environment"].keys()
     assert report["command"].startswith("python tools/benchmark.py matcher --config-file")
+
+
+def test_data_report_compares_the_sample_and_each_part(tmp_path):
+    report = run(tmp_path, "data", "--num-images", "2", "--image-size", "160", "120")
+    names = [row["name"] for row in report["measurements"]]
+    assert names[0] == "sample, generated 160x120 JPEG, 5 patches"
+    assert [name.removeprefix("sample / ") for name in names[1:]] == [
+        *("decode", "crop and resize patches", "augment patches", "resize image", "to tensors"),
+    ]
+    assert all(row["ratio"] and row["images_per_s"] for row in report["measurements"])
+
+
+def test_data_takes_images_of_ones_own(tmp_path):
+    (tmp_path / "images").mkdir()
+    for i in range(3):
+        Image.new("RGB", (64, 48)).save(tmp_path / "images" / f"{i}.png")
+    report = run(tmp_path, "data", "--images", str(tmp_path / "images"), "--num-images", "2")
+    assert report["measurements"][0]["name"] == "sample, own images, 5 patches"

@@ -1,7 +1,7 @@
 """SimCLR-style augmentation of query patches (UP-DETR, Section 3.1; Chen et al., arXiv 2002.05709).
 
-The operations follow torchvision's definitions for 8-bit images, on small NumPy arrays with OpenCV, which
-is about three times as fast as Pillow and needs no threads.
+The operations follow torchvision's definitions for 8-bit images, on small NumPy arrays with OpenCV, each in
+one or few passes without Python's own arithmetic on pixels: several times as fast as Pillow, and no threads.
 """
 
 from collections.abc import Callable
@@ -10,33 +10,35 @@ import cv2
 import numpy as np
 from detectron2.config import CfgNode, configurable
 
+# OpenCV rounds to the nearest integer; with this offset it rounds down, as torchvision does, but keeps integers.
+_ROUND_DOWN = -0.499
+
 
 def adjust_brightness(image: np.ndarray, factor: float) -> np.ndarray:
     """Multiply uint8 H×W×3 by ``factor`` (0 gives black, 1 the image), clipped."""
-    return cv2.LUT(image, _truncate(np.arange(256) * factor))
+    return cv2.convertScaleAbs(image, alpha=factor, beta=_ROUND_DOWN)
 
 
 def adjust_contrast(image: np.ndarray, factor: float) -> np.ndarray:
     """Blend uint8 RGB H×W×3 with its mean grey (0 gives the grey, 1 the image), clipped."""
-    mean = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).mean()
-    return cv2.LUT(image, _truncate(np.arange(256) * factor + mean * (1 - factor)))
+    mean = cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[0]
+    return cv2.addWeighted(image, factor, image, 0, mean * (1 - factor) + _ROUND_DOWN)
 
 
 def adjust_saturation(image: np.ndarray, factor: float) -> np.ndarray:
     """Blend uint8 RGB H×W×3 with its greyscale version (0 gives greyscale, 1 the image), clipped."""
-    # addWeighted rounds to nearest; the offset makes it truncate, as torchvision does, but keep integers.
-    return cv2.addWeighted(image, factor, to_grayscale(image), 1 - factor, -0.499)
+    return cv2.addWeighted(image, factor, to_grayscale(image), 1 - factor, _ROUND_DOWN)
 
 
 def adjust_hue(image: np.ndarray, shift: float) -> np.ndarray:
     """Turn the hue of uint8 RGB H×W×3 by ``shift`` turns (-0.5 … 0.5)."""
     # In float: eight bits for the hue would move colours by several grey levels.
-    hsv = cv2.cvtColor(image.astype(np.float32), cv2.COLOR_RGB2HSV)
-    hue = hsv[..., 0]
-    hue += 360 * shift
-    hue[hue < 0] += 360
-    hue[hue >= 360] -= 360
-    return np.rint(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)).astype(np.uint8)
+    pixels = image.astype(np.float32)
+    cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV, dst=pixels)
+    # OpenCV takes hues of more than 360 degrees as they are meant, but no negative ones.
+    cv2.add(pixels, (360 * (shift % 1), 0, 0, 0), dst=pixels)
+    cv2.cvtColor(pixels, cv2.COLOR_HSV2RGB, dst=pixels)
+    return cv2.convertScaleAbs(pixels)
 
 
 def to_grayscale(image: np.ndarray) -> np.ndarray:
@@ -46,11 +48,11 @@ def to_grayscale(image: np.ndarray) -> np.ndarray:
 
 def gaussian_blur(image: np.ndarray, sigma: float) -> np.ndarray:
     """Blur uint8 H×W×3 with a Gaussian of standard deviation ``sigma`` px; the border pixels extend outwards."""
-    return cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
-
-
-def _truncate(values: np.ndarray) -> np.ndarray:
-    return np.clip(values, 0, 255).astype(np.uint8)
+    # Twice as fast as cv2.GaussianBlur, which computes in 16-bit fixed-point numbers for 8-bit images.
+    radius = max(1, round(3 * sigma))
+    kernel = cv2.getGaussianKernel(2 * radius + 1, sigma, cv2.CV_32F)
+    blurred = cv2.sepFilter2D(image, cv2.CV_32F, kernel, kernel, borderType=cv2.BORDER_REPLICATE)
+    return cv2.convertScaleAbs(blurred)
 
 
 class PatchAugmentation:

@@ -3,11 +3,14 @@
 import contextlib
 import io
 import warnings
+from collections.abc import Sequence
 
+import cv2
 import numpy as np
 import torch
 from detectron2.utils.file_io import PathManager
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
+from torchvision.io import ImageReadMode, decode_jpeg
 
 # Formats that are decoded, whatever the extension says. Others of Pillow's stay closed on purpose: some
 # start external programs (EPS) and none is used for photographs. JPEG includes the MPO files of phones.
@@ -61,7 +64,7 @@ def read_image_rgb(file_name: str, *, min_side: int = 1) -> np.ndarray:
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(content), formats=_FORMATS)
             if min(image.size) >= min_side:
-                return _decode(image)
+                return _decode(image, content)
             width, height = image.size
     except Image.UnidentifiedImageError as error:
         raise UnusableImageError(file_name, "is not an image of a known format") from error
@@ -72,20 +75,36 @@ def read_image_rgb(file_name: str, *, min_side: int = 1) -> np.ndarray:
     )
 
 
-def to_tensor(images: np.ndarray, image_format: str) -> torch.Tensor:
-    """Turn RGB images ...×H×W×3 into a tensor ...×3×H×W.
+def to_tensor(image: np.ndarray, image_format: str) -> torch.Tensor:
+    """Turn an RGB image H×W×3 into a contiguous tensor 3×H×W in ``image_format``, "RGB" or "BGR"."""
+    return stack_to_tensor([image], image_format)[0]
+
+
+def stack_to_tensor(images: Sequence[np.ndarray], image_format: str) -> torch.Tensor:
+    """Turn RGB images into one contiguous tensor.
 
     Args:
-        images: of any type; not changed.
+        images: B times H×W×3 of the same size, uint8 or float; not changed.
         image_format: channel order of the result, "RGB" or "BGR".
+
+    Returns:
+        B×3×H×W of the same type.
     """
-    if image_format == "BGR":
-        images = images[..., ::-1]
-    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, -1, -3)))
+    planes = np.empty((len(images), 3, *images[0].shape[:2]), images[0].dtype)
+    for image, target in zip(images, planes):
+        # OpenCV parts the channels many times as fast as NumPy copies with another order of axes.
+        cv2.split(image, list(target[::-1] if image_format == "BGR" else target))
+    return torch.from_numpy(planes)
 
 
-def _decode(image: Image.Image) -> np.ndarray:
-    """Turn an opened image into upright uint8 H×W×3 RGB."""
+def _decode(image: Image.Image, content: bytes) -> np.ndarray:
+    """Turn an opened image into upright uint8 H×W×3 RGB; ``content`` is its file."""
+    if image.format == "JPEG" and image.mode == "RGB" and _is_upright(image):
+        # The same library and pixels as Pillow's without its detour over four bytes a pixel: 1.5 times as fast.
+        # Whatever it refuses gets its chance, or its error message, from Pillow.
+        with contextlib.suppress(RuntimeError):
+            encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+            return decode_jpeg(encoded, mode=ImageReadMode.RGB).permute(1, 2, 0).numpy()
     image.load()
     with contextlib.suppress(Exception):  # broken EXIF data count as none
         ImageOps.exif_transpose(image, in_place=True)
@@ -96,6 +115,13 @@ def _decode(image: Image.Image) -> np.ndarray:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, _WHITE), rgba)
     return np.array(image.convert("RGB"))
+
+
+def _is_upright(image: Image.Image) -> bool:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+    except Exception:  # broken EXIF data count as none
+        return True
 
 
 def _is_16_bit(image: Image.Image) -> bool:

@@ -4,25 +4,27 @@ import numpy as np
 import torch
 from detectron2.data import transforms as T
 from PIL import Image
-from torchvision.transforms.v2 import functional as F
+from torch.nn import functional
 
 
 def resize_uint8(image: np.ndarray, *, height: int, width: int) -> np.ndarray:
     """Resize with bilinear interpolation and antialiasing, within one grey level of Pillow's result.
 
-    Torchvision's kernel is several times as fast as Pillow's for the same filter.
+    PyTorch's kernel is several times as fast as Pillow's for the same filter.
 
     Args:
-        image: uint8 H×W×C.
+        image: uint8 H×W×C, also a part of a larger image.
         height, width: size (px) of the result.
 
     Returns:
-        uint8 ``height``×``width``×C.
+        uint8 ``height``×``width``×C, contiguous unless it is ``image`` itself.
     """
     if image.shape[:2] == (height, width):
         return image
-    resized = F.resize(torch.from_numpy(image).permute(2, 0, 1), [height, width], antialias=True)
-    return np.ascontiguousarray(resized.permute(1, 2, 0).numpy())
+    # The kernel reads and writes pixels of adjacent channels as they are if their rows are adjacent, too.
+    pixels = torch.from_numpy(np.ascontiguousarray(image))[None].permute(0, 3, 1, 2)
+    resized = functional.interpolate(pixels, size=(height, width), mode="bilinear", antialias=True)
+    return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
 
 
 def detr_resized_shape(height: int, width: int, *, short_side: int, max_size: int) -> tuple[int, int]:
@@ -53,7 +55,7 @@ class AntialiasResizeTransform(T.ResizeTransform):
 
     def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
         if interp is None and img.dtype == np.uint8 and img.ndim == 3:
-            return resize_uint8(np.ascontiguousarray(img), height=self.new_h, width=self.new_w)
+            return resize_uint8(img, height=self.new_h, width=self.new_w)
         return super().apply_image(img, interp)
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:

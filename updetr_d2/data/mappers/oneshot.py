@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from detectron2.config import CfgNode, configurable
 
-from updetr_d2.data.images import UnusableImageError, read_image_rgb, to_tensor
+from updetr_d2.data.images import UnusableImageError, read_image_rgb, stack_to_tensor
 from updetr_d2.data.mappers.detection import DETRDatasetMapper
 from updetr_d2.data.oneshot import QueryBox, QueryPool, build_query_pool, objects_of
 from updetr_d2.data.transforms import resize_uint8
@@ -88,8 +88,8 @@ class OneShotDatasetMapper(DETRDatasetMapper):
         if self.is_train:
             dataset_dict = self._add_query(dataset_dict)
         sample = super().__call__(dataset_dict)
-        patches = np.stack([self._cut_patch(query) for query in sample.pop("queries")])
-        sample["patches"] = to_tensor(patches, self.image_format)
+        patches = [self._cut_patch(query) for query in sample.pop("queries")]
+        sample["patches"] = stack_to_tensor(patches, self.image_format)
         return sample
 
     def _add_query(self, dataset_dict: dict) -> dict:

@@ -10,7 +10,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
 
 from updetr_d2.data.augmentation import PatchAugmentation
-from updetr_d2.data.images import read_image_rgb, to_tensor
+from updetr_d2.data.images import read_image_rgb, stack_to_tensor, to_tensor
 from updetr_d2.data.query_patches import random_patch_boxes
 from updetr_d2.data.transforms import DETRResize, resize_uint8
 
@@ -123,7 +123,7 @@ class QueryPatchDatasetMapper:
         patch_boxes = random_patch_boxes(
             rng, width=width, height=height, num_patches=self.num_patches, min_size=self.min_patch_size
         )
-        patches = np.stack([self._cut_patch(image, box, rng) for box in patch_boxes])
+        patches = [self._cut_patch(image, box, rng) for box in patch_boxes]
 
         aug_input = T.AugInput(image)
         transform = self.resize(aug_input)
@@ -138,7 +138,7 @@ class QueryPatchDatasetMapper:
             "width": width,
             "image": to_tensor(aug_input.image, self.image_format),
             "instances": instances,
-            "patches": to_tensor(patches, self.image_format),
+            "patches": stack_to_tensor(patches, self.image_format),
         }
 
     def _make_rng(self, dataset_dict: dict) -> np.random.Generator:
