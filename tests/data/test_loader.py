@@ -320,6 +320,21 @@ class TestUnusableFiles:
         )
 
 
+class TestPinnedMemory:
+    @pytest.mark.gpu
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+    @pytest.mark.parametrize("num_workers", [0, 2])
+    def test_samples_for_a_gpu_can_be_copied_without_waiting(self, num_workers):
+        options = ("MODEL.DEVICE", "cuda", "DATALOADER.NUM_WORKERS", num_workers)
+        (batch,) = itertools.islice(toy_loader(*options), 1)
+        assert all(sample["image"].is_pinned() for sample in batch)
+
+    def test_samples_for_the_cpu_are_left_alone(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        assert not toy_loader("MODEL.DEVICE", "cpu").pin_memory
+        assert toy_loader("MODEL.DEVICE", "cuda:1").pin_memory
+
+
 class TestTestLoader:
     @pytest.fixture(autouse=True)
     def toy_data_set(self):

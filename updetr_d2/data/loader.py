@@ -92,6 +92,7 @@ def build_train_loader(
         group_by_aspect_ratio=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         max_failures=cfg.DATALOADER.MAX_CONSECUTIVE_FAILURES,
         mixed_shards=cfg.DATALOADER.MIXED_SHARDS,
+        pin_memory=_for_gpu(cfg),
     )
 
 
@@ -112,7 +113,14 @@ def build_test_loader(
     """
     dataset = _compact(load_test_set(cfg, dataset_name))
     indices = InferenceSampler(len(dataset)) if split else range(len(dataset))
-    return TestLoader(dataset, mapper, indices, batch_size=batch_size, num_workers=cfg.DATALOADER.NUM_WORKERS)
+    return TestLoader(
+        dataset,
+        mapper,
+        indices,
+        batch_size=batch_size,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        pin_memory=_for_gpu(cfg),
+    )
 
 
 class TrainLoader:
@@ -127,6 +135,7 @@ class TrainLoader:
         group_by_aspect_ratio: saves padding.
         max_failures: different images in a row that may fail before the data set counts as unusable.
         mixed_shards: shards whose images are shuffled together; 0 is all.
+        pin_memory: put the samples where copies to a GPU can run beside its work.
 
     Attributes:
         skipped_files: files of the batches so far that could not be used.
@@ -143,6 +152,7 @@ class TrainLoader:
         group_by_aspect_ratio: bool,
         max_failures: int,
         mixed_shards: int = 0,
+        pin_memory: bool = False,
     ) -> None:
         self.dataset = dataset
         self.mapper = mapper
@@ -152,6 +162,7 @@ class TrainLoader:
         self.group_by_aspect_ratio = group_by_aspect_ratio
         self.max_failures = max_failures
         self.mixed_shards = mixed_shards
+        self.pin_memory = pin_memory
         self.skipped_files = SkippedFiles()
         self._next_position = comm.get_rank()
         self._pending: list[int] = []
@@ -222,7 +233,11 @@ class TrainLoader:
         )
         dataset = StreamDataset(self.dataset, self.mapper, seed=self.seed, max_tries=self.max_failures)
         return _single_samples(
-            dataset, sampler, num_workers=self.num_workers, prefetch=_PREFETCHED_BATCHES * self.batch_size
+            dataset,
+            sampler,
+            num_workers=self.num_workers,
+            prefetch=_PREFETCHED_BATCHES * self.batch_size,
+            pin_memory=self.pin_memory,
         )
 
 
@@ -235,6 +250,7 @@ class TestLoader:
         indices: of the images of this process.
         batch_size: images of a batch.
         num_workers: loader processes; 0 loads in this one.
+        pin_memory: see :class:`TrainLoader`.
 
     Attributes:
         skipped_files: files so far that could not be used.
@@ -243,7 +259,14 @@ class TestLoader:
     __test__ = False  # not a test case, whatever pytest thinks
 
     def __init__(
-        self, dataset: Dataset, mapper: Mapper, indices: Sequence[int], *, batch_size: int, num_workers: int
+        self,
+        dataset: Dataset,
+        mapper: Mapper,
+        indices: Sequence[int],
+        *,
+        batch_size: int,
+        num_workers: int,
+        pin_memory: bool = False,
     ) -> None:
         self.batch_size = batch_size
         self.skipped_files = SkippedFiles()
@@ -253,6 +276,7 @@ class TestLoader:
             indices,
             num_workers=num_workers,
             prefetch=_PREFETCHED_BATCHES * batch_size,
+            pin_memory=pin_memory,
         )
 
     def __len__(self) -> int:
@@ -284,7 +308,13 @@ def _is_wide(sample: dict) -> bool:
     return width > height
 
 
-def _single_samples(dataset: Dataset, sampler, *, num_workers: int, prefetch: int) -> DataLoader:
+def _for_gpu(cfg: CfgNode) -> bool:
+    return cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available()
+
+
+def _single_samples(
+    dataset: Dataset, sampler, *, num_workers: int, prefetch: int, pin_memory: bool
+) -> DataLoader:
     """Make a loader of single samples: batches are made in the main process, where the sizes are known.
 
     Args:
@@ -292,6 +322,7 @@ def _single_samples(dataset: Dataset, sampler, *, num_workers: int, prefetch: in
         sampler: iterable of what the data set is indexed by.
         num_workers: loader processes.
         prefetch: samples to prepare ahead, all workers together.
+        pin_memory: put tensors into page-locked memory.
     """
     workers = {}
     if num_workers > 0:
@@ -306,6 +337,7 @@ def _single_samples(dataset: Dataset, sampler, *, num_workers: int, prefetch: in
         sampler=sampler,
         num_workers=num_workers,
         collate_fn=_identity,  # the default one would convert whatever looks like an array
+        pin_memory=pin_memory,
         generator=torch.Generator(),  # leaves the global generator, and so the model's numbers, alone
         **workers,
     )

@@ -48,9 +48,13 @@ def samples_of_both(tmp_path_factory):
 
 
 def sharpness(patches: np.ndarray) -> np.ndarray:
-    """Mean edge strength of each patch, which a blur takes away, in logarithms."""
-    gray = [cv2.cvtColor(patch, cv2.COLOR_RGB2GRAY) for patch in patches]
-    return np.log([np.abs(cv2.Laplacian(each, cv2.CV_32F)).mean() + 0.1 for each in gray])
+    """Second by first derivatives of each patch: less after a blur, the same for any contrast."""
+    gray = [cv2.cvtColor(patch, cv2.COLOR_RGB2GRAY).astype(np.float32) for patch in patches]
+    second, first = (
+        np.array([np.abs(derivative(each)).mean() + 0.05 for each in gray])
+        for derivative in (lambda x: cv2.Laplacian(x, -1), lambda x: cv2.Sobel(x, -1, 1, 0))
+    )
+    return second / first
 
 
 STATISTICS = {
