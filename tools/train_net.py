@@ -4,8 +4,9 @@
     python tools/train_net.py --config-file configs/pretrain/updetr_r50_imagenet_60ep.yaml --num-gpus 8 \
         DATASETS.TRAIN '("folder:/data/photos",)' OUTPUT_DIR output/photos
 
-``--resume`` continues an interrupted run, ``--eval-only`` evaluates MODEL.WEIGHTS (or, with ``--resume``, the
-last checkpoint). ``torchrun --nproc_per_node 8 tools/train_net.py ...`` works as well.
+``--resume`` continues an interrupted run; SIGTERM and Ctrl-C save a checkpoint and exit with code 75.
+``--eval-only`` evaluates MODEL.WEIGHTS (or, with ``--resume``, the last checkpoint).
+``torchrun --nproc_per_node 8 tools/train_net.py ...`` works as well.
 """
 
 import sys
@@ -19,6 +20,7 @@ from detectron2.utils.logger import setup_logger
 
 from updetr_d2 import add_updetr_config
 from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
+from updetr_d2.checkpoint.files import check_writable
 from updetr_d2.data.detection_classes import derive_num_classes
 from updetr_d2.data.sources import ensure_registered
 from updetr_d2.engine.launch import launch
@@ -33,6 +35,8 @@ def setup(args: Namespace) -> CfgNode:
     cfg.merge_from_file(args.config_file)
     cfg.merge_from_list(args.opts)
     check_config(cfg)
+    if comm.is_main_process():
+        check_writable(cfg.OUTPUT_DIR)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="updetr_d2")
     # After the logging has started, so that problems of the data sets are in the log.

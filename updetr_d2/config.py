@@ -183,6 +183,11 @@ def _add_solver_config(cfg: CN) -> None:
     # Checkpoint and evaluation periods in epochs; 0 uses SOLVER.CHECKPOINT_PERIOD / TEST.EVAL_PERIOD.
     cfg.SOLVER.CHECKPOINT_EPOCHS = 0
     cfg.TEST.EVAL_EPOCHS = 0
+    # Newest numbered checkpoints to keep, model_final.pth apart; 0 keeps all.
+    cfg.SOLVER.KEEP_CHECKPOINTS = 0
+    # Steps of a run whose loss or gradient is not finite and that are left out, with the batch saved; one
+    # more stops the run. The default stops at the first.
+    cfg.SOLVER.SKIP_NONFINITE_STEPS = 0
     # "ADAMW" or "SGD" (for the Faster R-CNN baselines).
     cfg.SOLVER.OPTIMIZER = "ADAMW"
     # Learning rate of the backbone relative to SOLVER.BASE_LR.

@@ -1,10 +1,14 @@
-"""What a checkpoint gives to a model of another kind: all that fits, and an account of the rest."""
+"""What a checkpoint gives to a model of another kind, and which one a run goes on from."""
+
+import logging
 
 import pytest
 import torch
 from helpers import RESNET18, tiny_model
 
 from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer, place_cnn
+from updetr_d2.checkpoint.files import SaveError
+from updetr_d2.checkpoint.safe_loading import CheckpointError
 
 LEFT_OUT = ("class_embed.", "patch2query.", "feature_align.")
 
@@ -90,3 +94,94 @@ def test_names_that_the_model_has_stay_as_they_are():
     weights = {"backbone.res5.0.w": 1, "backbone.other": 2, "transformer.w": 3}
     names = {"backbone.res5.0.w", "roi_heads.res5.0.w", "transformer.w"}
     assert place_cnn(weights, names) == weights
+
+
+class Counter:
+    """A state beside the model, as the trainer is one."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def state_dict(self):
+        return {"value": self.value}
+
+    def load_state_dict(self, state):
+        self.value = state["value"]
+
+
+def run_with_checkpoints(folder, *iterations):
+    model = tiny_model("DETR")
+    for iteration in iterations:
+        checkpointer = UPDETRCheckpointer(model, str(folder), trainer=Counter(iteration))
+        checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+
+
+def resume(folder):
+    counter = Counter(None)
+    checkpointer = UPDETRCheckpointer(tiny_model("DETR"), str(folder), trainer=counter)
+    checkpointer.resume_or_load("", resume=True)
+    return counter.value, checkpointer.resumed_from
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def test_a_run_goes_on_from_its_last_checkpoint(tmp_path):
+    run_with_checkpoints(tmp_path, 1, 3)
+    assert resume(tmp_path) == (3, str(tmp_path / "model_0000003.pth"))
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")  # a user may go back
+    assert resume(tmp_path)[0] == 1
+
+
+def test_damaged_last_checkpoint_gives_way_to_the_newest_whole_one_with_a_warning(tmp_path, caplog):
+    run_with_checkpoints(tmp_path, 1, 3, 5, 7)
+    cut_short(tmp_path / "model_0000007.pth")
+    content = bytearray((tmp_path / "model_0000005.pth").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "model_0000005.pth").write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        assert resume(tmp_path)[0] == 3
+    assert "model_0000007.pth is damaged" in caplog.text
+    assert "resuming from" in caplog.text
+    assert "model_0000003.pth" in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"", b"model_9999999.pth", b"\xff\x00garbage"])
+def test_damaged_name_of_the_last_checkpoint_gives_way_to_the_newest_file(tmp_path, content):
+    run_with_checkpoints(tmp_path, 1, 3)
+    (tmp_path / "last_checkpoint").write_bytes(content)
+    assert resume(tmp_path)[0] == 3
+
+
+def test_nothing_but_damaged_checkpoints_is_an_error_that_names_the_folder(tmp_path):
+    run_with_checkpoints(tmp_path, 1, 3)
+    cut_short(tmp_path / "model_0000001.pth")
+    cut_short(tmp_path / "model_0000003.pth")
+    with pytest.raises(
+        CheckpointError, match=r"OUTPUT_DIR '.*' can be resumed.*start again without --resume"
+    ):
+        resume(tmp_path)
+
+
+def test_a_new_run_starts_from_the_given_weights_alone(tmp_path):
+    assert resume(tmp_path) == (None, None)
+    run_with_checkpoints(tmp_path, 3)
+    counter = Counter(None)
+    checkpointer = UPDETRCheckpointer(tiny_model("DETR"), str(tmp_path), trainer=counter)
+    checkpointer.resume_or_load("", resume=False)
+    assert (counter.value, checkpointer.resumed_from) == (None, None)
+
+
+def test_a_failed_save_leaves_the_last_checkpoint_as_it_was(tmp_path, monkeypatch):
+    run_with_checkpoints(tmp_path, 1)
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(SaveError, match=r"model_0000003\.pth was not written \(No space left on device\)"):
+        run_with_checkpoints(tmp_path, 3)
+    monkeypatch.undo()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last_checkpoint", "model_0000001.pth"]
+    assert resume(tmp_path)[0] == 1

@@ -1,13 +1,18 @@
-"""Checkpoints hold every process's place in the data stream."""
+"""Checkpoints hold every process's place in the data stream, and a full disk does not end a long run."""
 
 import logging
 from types import SimpleNamespace
 
 import pytest
+import torch
+from detectron2.utils.events import EventWriter
+from torch import nn
 
+from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
+from updetr_d2.checkpoint.files import SaveError
 from updetr_d2.data.stream import SkippedFiles
 from updetr_d2.engine import hooks
-from updetr_d2.engine.hooks import CheckpointHook, SkippedFilesReport
+from updetr_d2.engine.hooks import CheckpointHook, MetricsWriter, SkippedFilesReport
 
 
 class Loader:
@@ -69,3 +74,82 @@ def test_the_end_of_a_run_reports_the_skipped_files_of_all_processes(monkeypatch
 def test_an_aborted_run_does_not_wait_for_other_processes(monkeypatch, caplog):
     monkeypatch.setattr(hooks.comm, "gather", lambda own: pytest.fail("waits for the others"))
     assert "1 files, 2 times" in report(3, caplog)
+
+
+def run_hook(hook, first, stop, max_iter=10):
+    hook.before_train()
+    loader = SimpleNamespace(state_dict=lambda: state(8))
+    for iteration in range(first, stop):
+        hook.trainer = SimpleNamespace(iter=iteration, max_iter=max_iter, data_loader=loader)
+        hook.after_step()
+
+
+def checkpoint_hook(folder, period=2, keep=0):
+    return CheckpointHook(UPDETRCheckpointer(nn.Linear(2, 2), str(folder)), period, keep=keep)
+
+
+def checkpoints(folder):
+    return sorted(path.name for path in folder.glob("*.pth*"))
+
+
+def test_checkpoints_come_with_the_period_and_at_the_end(tmp_path):
+    run_hook(checkpoint_hook(tmp_path, period=4), 0, 10)
+    assert checkpoints(tmp_path) == ["model_0000003.pth", "model_0000007.pth", "model_final.pth"]
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+    saved = torch.load(tmp_path / "model_0000003.pth", weights_only=True)
+    assert saved["iteration"] == 3
+    assert saved["data_loader"] == [state(8)]
+
+
+def test_the_number_of_checkpoints_is_limited_over_resumes(tmp_path):
+    (tmp_path / "model_0000001.pth.tmp").write_text("of a killed process")
+    run_hook(checkpoint_hook(tmp_path, keep=2), 0, 6)
+    assert checkpoints(tmp_path) == ["model_0000003.pth", "model_0000005.pth"]
+    run_hook(checkpoint_hook(tmp_path, keep=2), 6, 10)
+    assert checkpoints(tmp_path) == ["model_0000007.pth", "model_0000009.pth", "model_final.pth"]
+
+
+def fail_to_write(monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+
+
+def test_a_full_disk_does_not_end_the_run_and_the_next_checkpoint_is_tried(tmp_path, monkeypatch, caplog):
+    hook = checkpoint_hook(tmp_path, keep=1)
+    run_hook(hook, 0, 2)
+    with monkeypatch.context() as patch, caplog.at_level(logging.ERROR):
+        fail_to_write(patch)
+        run_hook(hook, 2, 4)
+    assert "model_0000003.pth was not written (No space left on device)" in caplog.text
+    assert "Training goes on; the next try is after iteration 6." in caplog.text
+    assert checkpoints(tmp_path) == ["model_0000001.pth"]
+    run_hook(hook, 4, 6)
+    assert checkpoints(tmp_path) == ["model_0000005.pth"]
+
+
+def test_the_final_checkpoint_must_be_written(tmp_path, monkeypatch):
+    fail_to_write(monkeypatch)
+    with pytest.raises(SaveError, match=r"model_final\.pth was not written"):
+        run_hook(checkpoint_hook(tmp_path, period=100), 8, 10)
+
+
+def test_a_checkpoint_is_not_written_twice(tmp_path, monkeypatch):
+    hook = checkpoint_hook(tmp_path)
+    run_hook(hook, 0, 2)
+    monkeypatch.setattr(hook.checkpointer, "save", lambda *args, **kwargs: pytest.fail("written again"))
+    hook.save_now()
+
+
+def test_metrics_that_cannot_be_written_do_not_end_the_run(caplog):
+    class Full(EventWriter):
+        def write(self):
+            raise OSError(28, "No space left on device")
+
+    hook = MetricsWriter([Full()], period=1)
+    hook.trainer = SimpleNamespace(iter=3, max_iter=10)
+    with caplog.at_level(logging.ERROR):
+        hook.after_step()
+        hook.after_train()
+    assert "Metrics of iteration 3 were not written" in caplog.text

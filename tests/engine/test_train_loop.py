@@ -7,6 +7,7 @@ import torch
 from detectron2.utils.events import EventStorage
 from helpers import random_sample, tiny_model
 
+from updetr_d2.engine.finite_check import FiniteCheck
 from updetr_d2.engine.train_loop import TrainLoop
 
 
@@ -88,9 +89,59 @@ def test_steps_differ_in_their_random_numbers():
     assert first.latest()["total_loss"][0] != second.latest()["total_loss"][0]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run():
+def state_of(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    "module", ["feature_align", "class_embed"]
+)  # found in the loss, in the matching cost
+def test_a_loss_that_is_not_finite_stops_the_run_before_any_weight_changes(module):
     model = tiny_model("UPDETR")
     with torch.no_grad():
-        model.feature_align.layers[1].bias.fill_(float("inf"))
-    with pytest.raises(FloatingPointError, match="iteration=0"):
-        run_steps(model)
+        list(getattr(model, module).parameters())[-1].fill_(float("inf"))
+    before = state_of(model)
+    with pytest.raises(FloatingPointError, match="Iteration 0 is not finite"):
+        run_steps(model, lr=0.1)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_step_that_is_left_out_is_counted_and_logged_as_nothing():
+    model = tiny_model("UPDETR")
+    with torch.no_grad():
+        model.class_embed.bias.fill_(float("nan"))
+    before = state_of(model)
+    check = FiniteCheck(max_skipped=2)
+    _, storage = run_steps(model, steps=2, lr=0.1, finite_check=check)
+    assert check.num_skipped == 2
+    assert "total_loss" not in storage.latest()
+    after = model.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before if name != "class_embed.bias")
+
+
+def test_overflowing_gradients_are_left_to_loss_scaling():
+    model = tiny_model("UPDETR")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loop = TrainLoop(model, OneBatch(), optimizer)
+    loop.grad_scaler = torch.amp.GradScaler("cpu", init_scale=1e38)
+    before = state_of(model)
+    with EventStorage():
+        loop.run_step()
+    assert loop.finite_check.num_skipped == 0
+    assert loop.grad_scaler.get_scale() == pytest.approx(5e37)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_loss_scale_and_number_of_steps_left_out_go_on_after_a_resume():
+    def new_loop():
+        model = tiny_model("UPDETR")
+        loop = TrainLoop(model, OneBatch(), torch.optim.SGD(model.parameters(), lr=0.1))
+        loop.grad_scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        return loop
+
+    interrupted, resumed = new_loop(), new_loop()
+    interrupted.finite_check.num_skipped = 3
+    interrupted.grad_scaler.load_state_dict({**interrupted.grad_scaler.state_dict(), "scale": 2.0})
+    resumed.load_state_dict(interrupted.state_dict())
+    assert resumed.finite_check.num_skipped == 3
+    assert resumed.grad_scaler.get_scale() == 2.0

@@ -1,4 +1,4 @@
-"""Detectron2's checkpointer with safe reading and an account of what a pre-trained checkpoint gave."""
+"""Detectron2's checkpointer with safe reading and writing, and an account of what a checkpoint gave."""
 
 import logging
 import os
@@ -7,7 +7,8 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from tabulate import tabulate
 
-from updetr_d2.checkpoint.safe_loading import load_state_file
+from updetr_d2.checkpoint import files
+from updetr_d2.checkpoint.safe_loading import CheckpointError, load_state_file
 
 logger = logging.getLogger(__name__)
 
@@ -22,19 +23,92 @@ class UPDETRCheckpointer(DetectionCheckpointer):
 
     A checkpoint of UP-DETR pre-training that is loaded into another meta-architecture leaves out the
     parameters under the prefixes in the model's ``left_out_of_pretraining``, such as the class head.
+
+    Attributes:
+        loaded_keys: names of the tensors taken from the last file.
+        resumed_from: the checkpoint of this run that it goes on from; None if it starts.
     """
 
     loaded_keys: frozenset[str] | set[str] = frozenset()
+    resumed_from: str | None = None
 
     def save(self, name: str, **kwargs) -> None:
-        super().save(name, meta_architecture=type(self.model).__name__, **kwargs)
+        """Write a checkpoint, then the file that names it as the last one; both whole or not at all.
+
+        Raises:
+            SaveError: if the disk is full or the folder cannot be written.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        states = {key: each.state_dict() for key, each in self.checkpointables.items()}
+        content = {"model": self.model.state_dict(), **states, **kwargs}
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        logger.info("Saving checkpoint to %s", path)
+        files.save_atomically({**content, "meta_architecture": type(self.model).__name__}, path)
+        self.tag_last_checkpoint(os.path.basename(path))
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        path = os.path.join(self.save_dir, files.LAST_CHECKPOINT)
+        files.write_atomically(path, lambda file: file.write(last_filename_basename.encode()))
+
+    def get_checkpoint_file(self) -> str:
+        # Whatever the file holds is a name, perhaps of no file.
+        with open(os.path.join(self.save_dir, files.LAST_CHECKPOINT), errors="replace") as file:
+            return os.path.join(self.save_dir, file.read().strip())
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
+        """Continue from the newest checkpoint of the run that is whole, if there is one, else load ``path``.
+
+        The main process chooses for all.
+
+        Args:
+            path: weights to start from.
+            resume: False loads ``path`` in any case.
+
+        Raises:
+            CheckpointError: if the run has checkpoints and all of them are damaged.
+        """
+        choice = None
+        if resume and comm.is_main_process() and self.has_checkpoint():
+            choice = self._newest_whole_checkpoint()
+        choice = comm.all_gather(choice)[0] if resume else None
+        if isinstance(choice, CheckpointError):
+            raise choice
+        self.resumed_from = choice
+        return self.load(choice) if choice else self.load(path, checkpointables=[])
+
+    def _newest_whole_checkpoint(self) -> str | CheckpointError:
+        """The last checkpoint or, with a warning, the newest one before it that is not damaged."""
+        last = self.get_checkpoint_file()
+        damage = {last: files.find_damage(last)}
+        if damage[last] is None:
+            return last
+        for name in files.checkpoints_before(self.save_dir, os.path.basename(last)):
+            path = os.path.join(self.save_dir, name)
+            damage[path] = files.find_damage(path)
+            if damage[path] is None:
+                logger.warning(
+                    "The last checkpoint %s is damaged (%s): resuming from %s, the newest one that is whole.",
+                    *(last, damage[last], path),
+                )
+                return path
+        reasons = "; ".join(f"{path}: {reason}" for path, reason in damage.items())
+        return CheckpointError(
+            f"No checkpoint in OUTPUT_DIR '{self.save_dir}' can be resumed ({reasons}): bring a whole one back "
+            f"and name it in {files.LAST_CHECKPOINT}, or start again without --resume."
+        )
 
     def load(self, path: str, *args, **kwargs) -> dict:
         """As Detectron2's.
 
         Raises:
-            FileNotFoundError: if there is no such file on the main process.
+            FileNotFoundError: if there is no such file.
         """
+        if path and path == self.resumed_from and not os.path.isfile(path):
+            raise FileNotFoundError(
+                f"Process {comm.get_rank()} does not see the checkpoint '{path}': OUTPUT_DIR must be a folder "
+                "that all machines share."
+            )
         if path and "://" not in path and comm.is_main_process() and not os.path.isfile(path):
             raise FileNotFoundError(
                 f"MODEL.WEIGHTS: there is no file '{path}'. docs/GETTING_STARTED.md says where to get CNN weights "

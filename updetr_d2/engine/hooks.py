@@ -1,14 +1,15 @@
-"""Training hooks: checkpoints with the position in the data stream, skipped files, pictures."""
+"""Training hooks: checkpoints with the position in the data stream, metrics, skipped files, pictures."""
 
 import logging
 import os
+from collections.abc import Callable
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import HookBase
+from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
-from fvcore.common.checkpoint import PeriodicCheckpointer
 
+from updetr_d2.checkpoint import files
 from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
 from updetr_d2.data.loader import build_test_loader
 from updetr_d2.data.mappers import build_mapper
@@ -21,23 +22,54 @@ logger = logging.getLogger(__name__)
 class CheckpointHook(HookBase):
     """Save a checkpoint periodically and at the end, with every process's position in its data stream.
 
+    A periodic checkpoint that cannot be written does not end a run that may have taken days: the error is
+    logged and the next one is tried. The final one, and the one of :meth:`save_now`, must succeed.
+
     Args:
         checkpointer: writes the files, on the main process.
         period: iterations between checkpoints.
+        keep: newest numbered checkpoints that stay; 0 keeps all.
     """
 
-    def __init__(self, checkpointer: UPDETRCheckpointer, period: int) -> None:
+    def __init__(self, checkpointer: UPDETRCheckpointer, period: int, *, keep: int = 0) -> None:
         self.checkpointer = checkpointer
         self.period = period
+        self.keep = keep
+        self._last_saved: int | None = None
 
     def before_train(self) -> None:
-        self.periodic = PeriodicCheckpointer(self.checkpointer, self.period, max_iter=self.trainer.max_iter)
+        if comm.is_main_process():
+            files.remove_unfinished(self.checkpointer.save_dir)
 
     def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done % self.period == 0:
+            try:
+                self.save_now()
+            except files.SaveError as error:
+                logger.error(
+                    "%s Training goes on; the next try is after iteration %d.", error, done + self.period
+                )
+        if done >= self.trainer.max_iter:
+            self._save(files.FINAL_NAME)
+
+    def save_now(self) -> None:
+        """Save the checkpoint of the current iteration, unless that has been done; all processes take part.
+
+        Raises:
+            SaveError: on the main process, if it cannot be written.
+        """
         iteration = self.trainer.iter
-        if (iteration + 1) % self.period == 0 or iteration + 1 >= self.trainer.max_iter:
-            states = comm.gather(self.trainer.data_loader.state_dict())
-            self.periodic.step(iteration, data_loader=states)
+        if self._last_saved == iteration:
+            return
+        self._save(files.numbered_name(iteration))
+        self._last_saved = iteration
+        if self.keep and comm.is_main_process():
+            files.remove_old_checkpoints(self.checkpointer.save_dir, newest=iteration, keep=self.keep)
+
+    def _save(self, name: str) -> None:
+        states = comm.gather(self.trainer.data_loader.state_dict())
+        self.checkpointer.save(name, iteration=self.trainer.iter, data_loader=states)
 
     @staticmethod
     def restore_data_loader(data_loader, checkpoint: dict) -> None:
@@ -59,6 +91,22 @@ class CheckpointHook(HookBase):
         )
         furthest = max(state["next_position"] for state in states)
         data_loader.load_state_dict({**states[0], "next_position": furthest, "pending": []})
+
+
+class MetricsWriter(hooks.PeriodicWriter):
+    """Detectron2's writer of metrics; a full disk is logged instead of ending the run."""
+
+    def after_step(self) -> None:
+        self._try(super().after_step)
+
+    def after_train(self) -> None:
+        self._try(super().after_train)
+
+    def _try(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except OSError as error:
+            logger.error("Metrics of iteration %d were not written: %s", self.trainer.iter, error)
 
 
 class SkippedFilesReport(HookBase):

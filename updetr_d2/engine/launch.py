@@ -1,14 +1,24 @@
 """Start a main function on all processes, whichever launcher the user prefers."""
 
+import contextlib
+import logging
+import multiprocessing
 import os
+import signal
+import sys
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed as dist
 from detectron2.engine import DEFAULT_TIMEOUT
 from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
+from torch.multiprocessing import ProcessExitedException
+
+from updetr_d2.engine.preemption import STOP_SIGNALS, STOPPED_EXIT_CODE
+
+logger = logging.getLogger(__name__)
 
 
 def launch(main: Callable[[Namespace], object], args: Namespace) -> object:
@@ -22,17 +32,13 @@ def launch(main: Callable[[Namespace], object], args: Namespace) -> object:
 
     Returns:
         what ``main`` returned, where it ran in this process.
+
+    Raises:
+        SystemExit: if the processes have stopped after a signal, with their exit code.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         if args.num_gpus * args.num_machines > 1:
-            return detectron2_launch(
-                main,
-                args.num_gpus,
-                num_machines=args.num_machines,
-                machine_rank=args.machine_rank,
-                dist_url=args.dist_url,
-                args=(args,),
-            )
+            return _launch_processes(main, args)
         return main(args)
     use_gpu = torch.cuda.is_available()
     if use_gpu:
@@ -44,3 +50,46 @@ def launch(main: Callable[[Namespace], object], args: Namespace) -> object:
         return main(args)
     finally:
         dist.destroy_process_group()
+
+
+def _launch_processes(main: Callable[[Namespace], object], args: Namespace) -> None:
+    try:
+        with _forwarded_signals():
+            detectron2_launch(
+                main,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(args,),
+            )
+    except ProcessExitedException as error:
+        if error.exit_code == STOPPED_EXIT_CODE:
+            sys.exit(STOPPED_EXIT_CODE)
+        if error.exit_code == -signal.SIGKILL:
+            logger.error(
+                "Process %d was killed, probably because memory ran out: lower DATALOADER.NUM_WORKERS or "
+                "SOLVER.IMS_PER_BATCH. --resume goes on from the last checkpoint.",
+                error.error_index,
+            )
+        raise
+
+
+@contextlib.contextmanager
+def _forwarded_signals() -> Iterator[None]:
+    """Pass stop signals on to the processes and wait for them: if this one died, a container would end all."""
+
+    def forward(number: int, frame) -> None:
+        processes = multiprocessing.active_children()
+        for process in processes:
+            os.kill(process.pid, number)
+        if not processes:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    previous = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

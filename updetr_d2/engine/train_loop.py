@@ -1,5 +1,6 @@
-"""One training step: autocast on any device, full-model gradient clipping, one device-to-host copy."""
+"""One training step: autocast on any device, full-model gradient clipping, a check before the update."""
 
+import math
 import time
 from collections.abc import Iterable
 
@@ -9,6 +10,10 @@ from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import nn
+
+from updetr_d2.engine.finite_check import FiniteCheck, StepReport
+from updetr_d2.engine.preemption import StopSignals
+from updetr_d2.engine.step_seed import seed_step
 
 
 class TrainLoop(SimpleTrainer):
@@ -21,6 +26,8 @@ class TrainLoop(SimpleTrainer):
         optimizer: over the parameters of ``model``.
         amp_dtype: autocast type, ``torch.bfloat16`` or ``torch.float16`` (with loss scaling), None for float32.
         max_grad_norm: bound on the gradient norm of the whole model, None for none.
+        finite_check: says what happens when a number is not finite; the default stops.
+        stop_signals: the processes agree on them with each step.
     """
 
     def __init__(
@@ -31,6 +38,8 @@ class TrainLoop(SimpleTrainer):
         *,
         amp_dtype: torch.dtype | None = None,
         max_grad_norm: float | None = None,
+        finite_check: FiniteCheck | None = None,
+        stop_signals: StopSignals | None = None,
     ) -> None:
         super().__init__(model, data_loader, optimizer)
         self.amp_dtype = amp_dtype
@@ -38,52 +47,106 @@ class TrainLoop(SimpleTrainer):
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.device_type = self.parameters[0].device.type
         self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=amp_dtype == torch.float16)
+        self.finite_check = finite_check or FiniteCheck()
+        self.stop_signals = stop_signals or StopSignals()
 
     def run_step(self) -> None:
-        self.seed_step()
+        seed_step(self.data_loader.seed, comm.get_rank(), self.iter)
         start = time.perf_counter()
         batch = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
-        with torch.autocast(self.device_type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
-            losses = self.model(batch)
+        error = ""
+        try:
+            with torch.autocast(self.device_type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
+                losses = self.model(batch)
+        except FloatingPointError as problem:  # the matcher cannot work with such numbers
+            error, losses = str(problem), {}
+        # A process without losses has no backward pass, which the others would wait for.
+        has_gradient = not any(comm.all_gather(error))
+        metrics = {}
+        if has_gradient:
+            grad_norm = self.compute_gradient(losses)
+            metrics = {**getattr(self._unwrapped_model(), "training_metrics", {}), "grad_norm": grad_norm}
+        reports = self.exchange_reports(batch, losses, metrics, error, data_time)
+        passes = self.finite_check.passes(
+            reports, batch, self._unwrapped_model(), iteration=self.iter, seed=self.data_loader.seed
+        )
+        if passes:
+            write_metrics(reports, self.iter)
+            self.grad_scaler.step(self.optimizer)
+        if has_gradient:
+            self.grad_scaler.update()
+
+    def _unwrapped_model(self) -> nn.Module:
+        return getattr(self.model, "module", self.model)
+
+    def compute_gradient(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Backward pass and clipping; returns the gradient norm before clipping."""
         self.optimizer.zero_grad(set_to_none=True)
         self.grad_scaler.scale(sum(losses.values())).backward()
         self.after_backward()
         self.grad_scaler.unscale_(self.optimizer)
-        grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
-        self.write_step_metrics(losses, grad_norm, data_time)
-        self.grad_scaler.step(self.optimizer)
-        self.grad_scaler.update()
+        return nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
 
-    def seed_step(self) -> None:
-        """Make dropout, query masks and shuffles of a step a function of the seed, the process and the step.
+    def exchange_reports(
+        self,
+        batch: list[dict],
+        losses: dict[str, torch.Tensor],
+        metrics: dict[str, torch.Tensor],
+        error: str,
+        data_time: float,
+    ) -> list[StepReport]:
+        """Bring losses, metrics and gradient norm to the host in one copy and tell all processes.
 
-        A resumed run then goes on as if it had never stopped, without generator states in the checkpoint.
+        Returns:
+            the reports of all processes, by rank.
         """
-        key = (self.data_loader.seed, comm.get_rank(), self.iter)
-        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
-
-    def write_step_metrics(
-        self, losses: dict[str, torch.Tensor], grad_norm: torch.Tensor, data_time: float
-    ) -> None:
-        """Log losses, metrics and gradient norm, brought to the host in one copy.
-
-        Raises:
-            FloatingPointError: if a loss is not finite.
-        """
-        unwrapped = getattr(self.model, "module", self.model)
-        logged = {**getattr(unwrapped, "training_metrics", {}), "grad_norm": grad_norm}
-        scalars = {**losses, **logged}
-        values = torch.stack([value.detach().float() for value in scalars.values()]).cpu()
-        host = dict(zip(scalars, values))
-        self._write_metrics({name: host[name] for name in losses}, data_time)
-        get_event_storage().put_scalars(
-            **{name: float(host[name]) for name in logged}, smoothing_hint=True, cur_iter=self.iter
+        scalars = {**losses, **metrics}
+        values = (
+            torch.stack([value.detach().float() for value in scalars.values()]).tolist() if scalars else []
         )
+        host = dict(zip(scalars, values))
+        get_event_storage().put_scalars(
+            **{name: host[name] for name in metrics if math.isfinite(host[name])},
+            smoothing_hint=True,
+            cur_iter=self.iter,
+        )
+        # Under loss scaling gradients overflow now and then, and the scaler deals with it.
+        scaled = self.grad_scaler.is_enabled()
+        report = StepReport(
+            losses={name: host[name] for name in losses},
+            checked={} if scaled or "grad_norm" not in host else {"grad_norm": host["grad_norm"]},
+            error=error,
+            data_time=data_time,
+            stop_signal=self.stop_signals.received,
+            file_names=(),
+        )
+        if not report.is_finite():
+            report = report._replace(file_names=tuple(str(sample.get("file_name")) for sample in batch))
+        reports = comm.all_gather(report)
+        self.stop_signals.agreed = max(report.stop_signal for report in reports)
+        return reports
 
     def state_dict(self) -> dict:
-        return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
+        return {
+            **super().state_dict(),
+            "grad_scaler": self.grad_scaler.state_dict(),
+            "skipped_steps": self.finite_check.num_skipped,
+        }
 
     def load_state_dict(self, state_dict: dict) -> None:
         super().load_state_dict(state_dict)
         self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+        self.finite_check.num_skipped = state_dict.get("skipped_steps", 0)
+
+
+def write_metrics(reports: list[StepReport], iteration: int) -> None:
+    """Log the losses, averaged over the processes, and their total; on the main process."""
+    if not comm.is_main_process():
+        return
+    storage = get_event_storage()
+    losses = {name: np.mean([report.losses[name] for report in reports]) for name in reports[0].losses}
+    storage.put_scalar("data_time", max(report.data_time for report in reports), cur_iter=iteration)
+    storage.put_scalar("total_loss", sum(losses.values()), cur_iter=iteration)
+    if len(losses) > 1:
+        storage.put_scalars(cur_iter=iteration, **losses)

@@ -17,8 +17,10 @@ from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
 from updetr_d2.data.detection_classes import check_class_ids
 from updetr_d2.data.loader import build_test_loader, build_train_loader, load_training_set
 from updetr_d2.data.mappers import build_mapper
-from updetr_d2.engine.hooks import CheckpointHook, QueryPatchPictures, SkippedFilesReport
+from updetr_d2.engine.finite_check import FiniteCheck
+from updetr_d2.engine.hooks import CheckpointHook, MetricsWriter, QueryPatchPictures, SkippedFilesReport
 from updetr_d2.engine.optimizer import build_optimizer, full_model_clip_norm
+from updetr_d2.engine.preemption import PreemptionHook, StopSignals
 from updetr_d2.engine.schedule import derive_schedule
 from updetr_d2.engine.train_loop import TrainLoop
 from updetr_d2.evaluation import build_evaluator
@@ -53,12 +55,15 @@ class UPDETRTrainer(DefaultTrainer):
             dataset_dicts=dataset_dicts,
         )
         model = distribute(model)
+        self.stop_signals = StopSignals()
         self._trainer = TrainLoop(
             model,
             data_loader,
             optimizer,
             amp_dtype=amp_dtype(cfg),
             max_grad_norm=full_model_clip_norm(cfg),
+            finite_check=FiniteCheck(output_dir=cfg.OUTPUT_DIR, max_skipped=cfg.SOLVER.SKIP_NONFINITE_STEPS),
+            stop_signals=self.stop_signals,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = UPDETRCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
@@ -87,18 +92,31 @@ class UPDETRTrainer(DefaultTrainer):
             self._last_eval_results = self.test(cfg, self.model)
             return self._last_eval_results
 
+        checkpoints = CheckpointHook(
+            self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, keep=cfg.SOLVER.KEEP_CHECKPOINTS
+        )
         return [
             hooks.IterationTimer(),
             hooks.LRScheduler(),
-            CheckpointHook(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD),
+            checkpoints,
+            PreemptionHook(self.stop_signals, checkpoints),
             # After the checkpoint, so that a failing evaluation loses no training.
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate),
             QueryPatchPictures(cfg)
             if cfg.VIS_PERIOD > 0 and cfg.MODEL.META_ARCHITECTURE == "UPDETR"
             else None,
             SkippedFilesReport(),
-            hooks.PeriodicWriter(self.build_writers(), period=20) if comm.is_main_process() else None,
+            MetricsWriter(self.build_writers(), period=20) if comm.is_main_process() else None,
         ]
+
+    def train(self) -> dict | None:
+        """Train to the end or to a stop signal, see :mod:`updetr_d2.engine.preemption`.
+
+        Returns:
+            the results of the last evaluation where ``TEST.EXPECTED_RESULTS`` asks for them.
+        """
+        with self.stop_signals:
+            return super().train()
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Continue from the last checkpoint in ``OUTPUT_DIR`` if there is one, else load ``MODEL.WEIGHTS``.
@@ -107,7 +125,7 @@ class UPDETRTrainer(DefaultTrainer):
             resume: as Detectron2's ``--resume``.
         """
         extra = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
-        if resume and self.checkpointer.has_checkpoint():
+        if self.checkpointer.resumed_from:
             self.start_iter = self.iter + 1
             CheckpointHook.restore_data_loader(self.data_loader, extra)
         else:

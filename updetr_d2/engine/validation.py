@@ -36,6 +36,8 @@ def check_config(cfg: CfgNode) -> None:
         0 < cfg.MODEL.CRITERION.EOS_COEF <= 1,
         f"MODEL.CRITERION.EOS_COEF is {cfg.MODEL.CRITERION.EOS_COEF}; it must be in (0, 1].",
     )
+    for name in ("KEEP_CHECKPOINTS", "SKIP_NONFINITE_STEPS"):
+        _check(cfg.SOLVER[name] >= 0, f"SOLVER.{name} is {cfg.SOLVER[name]}; it must be 0 or more.")
     _check_patches(cfg.INPUT.QUERY_PATCH)
 
 
