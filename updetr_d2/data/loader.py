@@ -3,6 +3,7 @@
 import logging
 import math
 import resource
+import signal
 from collections.abc import Iterator, Sequence
 
 import cv2
@@ -329,7 +330,7 @@ def _single_samples(
         _allow_many_open_files()
         workers = {
             "prefetch_factor": max(2, math.ceil(prefetch / num_workers)),
-            "worker_init_fn": _limit_worker_threads,
+            "worker_init_fn": _start_worker,
         }
     return DataLoader(
         dataset,
@@ -347,10 +348,13 @@ def _identity(sample: StreamSample) -> StreamSample:
     return sample
 
 
-def _limit_worker_threads(_worker_id: int) -> None:
-    """One thread a worker: the workers are the parallelism."""
+def _start_worker(_worker_id: int) -> None:
+    """One thread a worker, as the workers are the parallelism; the training process's handler of SIGTERM."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    inherited = signal.getsignal(signal.SIGTERM)
+    if callable(inherited):  # PyTorch has put its own in the place of the one that came with the fork
+        signal.signal(signal.SIGTERM, inherited)
 
 
 def _allow_many_open_files() -> None:

@@ -1,0 +1,252 @@
+"""Runs of ``tools/train_net.py`` that are killed, stopped or lose a process, and what becomes of them."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from PIL import Image
+from test_pretraining_e2e import ROOT, TINY
+
+pytestmark = pytest.mark.slow
+
+OPTIONS = (
+    *TINY,
+    *("DATASETS.TEST", "()", "TEST.EVAL_PERIOD", "0"),
+    *("SOLVER.MAX_ITER", "24", "SOLVER.STEPS", "(12,)", "SOLVER.CHECKPOINT_PERIOD", "3"),
+    *("SOLVER.KEEP_CHECKPOINTS", "3", "MODEL.UPDETR.QUERY_SHUFFLE", "True"),
+)
+LAUNCHERS = {
+    "one": ((), ()),
+    "launch": ((), ("--num-gpus", "2", "--dist-url", "auto")),
+    "torchrun": (("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"), ()),
+}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for i in range(11):
+        size = (96, 64) if i % 3 else (64, 96)
+        noise = rng.integers(0, 256, (size[1] // 8, size[0] // 8, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).save(folder / f"{i}.jpg")
+    return folder
+
+
+class Run:
+    """A training process in a session of its own, with its output in a file.
+
+    Args:
+        photos: folder of training images.
+        output: ``OUTPUT_DIR``.
+        launcher: key of LAUNCHERS.
+        options: config keys and values, and flags.
+    """
+
+    def __init__(self, photos, output, *options, launcher="one"):
+        before, after = LAUNCHERS[launcher]
+        config = ROOT / "configs/pretrain/updetr_r50_imagenet_60ep.yaml"
+        flags = [each for each in options if each.startswith("--")]
+        command = [sys.executable, *before, str(ROOT / "tools/train_net.py"), "--config-file", str(config)]
+        command += [*after, *flags, "DATASETS.TRAIN", f'("folder:{photos}",)', "OUTPUT_DIR", str(output)]
+        command += [*OPTIONS, *(each for each in options if not each.startswith("--"))]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "UPDETR_D2_CACHE": str(photos.parent / "cache")}
+        output.mkdir(exist_ok=True)
+        self.output = output
+        self.console = output / "console.txt"
+        with open(self.console, "w") as file:
+            self.process = subprocess.Popen(
+                command, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            )
+
+    def text(self):
+        return self.console.read_text(errors="replace")
+
+    def wait_for(self, condition, seconds=120):
+        """Wait until ``condition()`` is true; False if the process ends before."""
+        end = time.monotonic() + seconds
+        while not condition():
+            if self.process.poll() is not None:
+                return False
+            assert time.monotonic() < end, self.text()[-3000:]
+            time.sleep(0.002)
+        return True
+
+    def wait_for_iteration(self, iteration):
+        """Wait for the checkpoint of an iteration or a later one."""
+        return self.wait_for(lambda: any(number >= iteration for number in saved_iterations(self.output)))
+
+    def family(self):
+        """This process and all below it."""
+        main = psutil.Process(self.process.pid)
+        return [main, *main.children(recursive=True)]
+
+    def finish(self, code=0, seconds=120):
+        assert self.process.wait(seconds) == code, self.text()[-4000:]
+        return self.text()
+
+
+def saved_iterations(output):
+    return [int(path.stem[6:]) for path in output.glob("model_0*.pth")]
+
+
+def weights(output):
+    return torch.load(output / "model_final.pth", weights_only=True)["model"]
+
+
+def assert_same_weights(one, other):
+    one, other = weights(one), weights(other)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def assert_gone(processes, seconds=20):
+    """No process of a run may stay behind, be it a loader worker or another rank."""
+    _, alive = psutil.wait_procs(processes, timeout=seconds)
+    assert not alive, [" ".join(process.cmdline()) for process in alive]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(photos, tmp_path_factory):
+    """Output folders of runs that nobody disturbed, made when first asked for."""
+    made = {}
+
+    def get(launcher="one"):
+        kind = "one" if launcher == "one" else "two"
+        if kind not in made:
+            run = Run(photos, tmp_path_factory.mktemp(f"uninterrupted_{kind}"), launcher=launcher)
+            run.finish()
+            made[kind] = run.output
+        return made[kind]
+
+    return get
+
+
+def kill_and_resume(photos, output, *options, launcher, kills, seed):
+    """Kill -9 at random moments, every second time in the middle of writing a checkpoint.
+
+    Returns:
+        number of kills, and how many of them left a half-written file.
+    """
+    rng = random.Random(seed)
+    killed = torn = 0
+    flags = ()
+    while killed < kills or not torn:
+        run = Run(photos, output, *options, *flags, launcher=launcher)
+        flags = ("--resume",)
+        assert run.wait_for(lambda run=run: "Starting training from iteration" in run.text()), run.text()[
+            -3000:
+        ]
+        time.sleep(rng.uniform(0.1, 1.0))
+        family = run.family()
+        victim = family[0] if launcher == "one" else rng.choice(family)
+        if killed % 2 == 0:
+            run.wait_for(lambda: any(output.glob("*.pth.tmp")))
+        assert run.process.poll() is None, "the run was over before it could be killed"
+        victim.kill()
+        run.process.wait(60)
+        assert_gone(family)
+        killed += 1
+        torn += any(output.glob("*.pth.tmp"))
+    Run(photos, output, *options, "--resume", launcher=launcher).finish()
+    return killed, torn
+
+
+@pytest.mark.parametrize("num_workers", ["0", "2"])
+def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(
+    photos, uninterrupted, tmp_path, num_workers
+):
+    killed, torn = kill_and_resume(
+        photos,
+        tmp_path,
+        "DATALOADER.NUM_WORKERS",
+        num_workers,
+        launcher="one",
+        kills=2,
+        seed=int(num_workers),
+    )
+    assert killed >= 2
+    assert torn >= 1
+    assert_same_weights(tmp_path, uninterrupted())
+    assert len(saved_iterations(tmp_path)) == 3  # SOLVER.KEEP_CHECKPOINTS
+    assert not any(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("launcher", "num_workers"),
+    [("one", "0"), ("one", "2"), ("launch", "0"), ("launch", "2"), ("torchrun", "2")],
+)
+def test_a_run_survives_many_kills(photos, tmp_path, launcher, num_workers):
+    options = ("SOLVER.MAX_ITER", "60", "SOLVER.STEPS", "(40,)", "DATALOADER.NUM_WORKERS", num_workers)
+    calm = Run(photos, tmp_path / "calm", *options, launcher=launcher)
+    calm.finish()
+    killed, torn = kill_and_resume(photos, tmp_path / "killed", *options, launcher=launcher, kills=10, seed=3)
+    print(f"survived {killed} kills, {torn} of them while a checkpoint was written")
+    assert killed == 10
+    assert torn >= 3
+    assert_same_weights(calm.output, tmp_path / "killed")
+
+
+def stop_and_resume(photos, output, *options, launcher, number, to, code=75):
+    run = Run(photos, output, *options, launcher=launcher)
+    assert run.wait_for_iteration(5)
+    family = run.family()
+    if to == "all":  # as a cluster, or Ctrl-C in a terminal, does
+        for process in family:
+            process.send_signal(number)
+    else:
+        to(family).send_signal(number)
+    text = run.finish(code)
+    assert_gone(family)
+    last = (output / "last_checkpoint").read_text()
+    stopped_at = int(last.removeprefix("model_").removesuffix(".pth"))
+    assert f"Stopped by {signal.Signals(number).name} after iteration {stopped_at} with a checkpoint" in text
+    assert "Traceback" not in text or launcher == "torchrun"  # torchrun shows one of its own
+    resumed = Run(photos, output, *options, "--resume", launcher=launcher).finish()
+    assert f"Starting training from iteration {stopped_at + 1}" in resumed
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
+def test_a_signal_saves_and_the_run_goes_on_from_there(photos, uninterrupted, tmp_path, number):
+    # No periodic checkpoint can help: what is resumed is the one that the signal has saved.
+    stop_and_resume(photos, tmp_path, "DATALOADER.NUM_WORKERS", "2", launcher="one", number=number, to="all")
+    assert_same_weights(tmp_path, uninterrupted())
+
+
+def launcher_of(family):
+    return family[0]
+
+
+def one_rank(family):
+    """A training process that the launcher has started."""
+    ranks = [each for each in family[1:] if each.ppid() == family[0].pid and each.num_threads() > 1]
+    return ranks[-1]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("launcher", "number", "to", "code"),
+    [
+        ("launch", signal.SIGTERM, launcher_of, 75),
+        ("launch", signal.SIGTERM, one_rank, 75),
+        ("launch", signal.SIGTERM, "all", 75),
+        ("launch", signal.SIGINT, "all", 75),
+        ("torchrun", signal.SIGTERM, launcher_of, 1),
+        ("torchrun", signal.SIGTERM, one_rank, 1),
+        ("torchrun", signal.SIGINT, "all", 1),
+    ],
+)
+def test_a_signal_stops_all_processes_with_a_checkpoint(
+    photos, uninterrupted, tmp_path, launcher, number, to, code
+):
+    options = ("DATALOADER.NUM_WORKERS", "2")
+    stop_and_resume(photos, tmp_path, *options, launcher=launcher, number=number, to=to, code=code)
+    assert_same_weights(tmp_path, uninterrupted(launcher))
