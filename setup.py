@@ -19,7 +19,7 @@ setup(
         "panoptic": ["panopticapi-lite"],
         "export": ["onnx", "onnxscript"],
         "dev": [
-            *("pytest", "pytest-xdist", "hypothesis", "ruff", "timm", "transformers"),
+            *("pytest", "pytest-xdist", "hypothesis", "psutil", "ruff", "timm", "transformers"),
             *("webdataset", "onnx", "onnxscript", "onnxruntime"),
         ],
     },

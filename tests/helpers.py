@@ -5,16 +5,19 @@ import json
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
 from detectron2.structures import Boxes, Instances
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from updetr_d2 import add_updetr_config
+from updetr_d2.data.mappers.panoptic import PanopticDETRDatasetMapper
 
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
 
@@ -164,6 +167,38 @@ SMALL_DETR = (
 )
 
 
+# The same for pre-training from the command line.
+SMALL_PRETRAINING = (
+    *("MODEL.DEVICE", "cpu"),
+    *("MODEL.WEIGHTS", ""),
+    *("MODEL.RESNETS.DEPTH", "18"),
+    *("MODEL.RESNETS.RES2_OUT_CHANNELS", "64"),
+    *("MODEL.DETR.HIDDEN_DIM", "32"),
+    *("MODEL.DETR.ENC_LAYERS", "1"),
+    *("MODEL.DETR.DEC_LAYERS", "2"),
+    *("MODEL.DETR.DIM_FEEDFORWARD", "32"),
+    *("MODEL.DETR.NUM_QUERIES", "20"),
+    *("INPUT.MIN_SIZE_TRAIN", "(64, 80)"),
+    *("INPUT.MAX_SIZE_TRAIN", "128"),
+    *("INPUT.MIN_SIZE_TEST", "64"),
+    *("INPUT.QUERY_PATCH.SIZE", "32"),
+    *("SOLVER.IMS_PER_BATCH", "4"),
+    *("SOLVER.MAX_ITER", "4"),
+    *("DATALOADER.NUM_WORKERS", "0"),
+    *("TEST.EVAL_PERIOD", "4"),
+    *("SEED", "7"),
+)
+
+
+def write_photos(folder: Path, count: int) -> None:
+    """Write JPEG files of smooth noise, every third one tall."""
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        size = (96, 64) if i % 3 else (64, 96)
+        noise = rng.integers(0, 256, (size[1] // 8, size[0] // 8, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).save(folder / f"{i}.jpg")
+
+
 def run_train_net(config, output, *options, flags=()):
     """Run the main function of tools/train_net.py in this process.
 
@@ -176,3 +211,22 @@ def run_train_net(config, output, *options, flags=()):
     if args.eval_only:
         return results
     return {k: v for line in (output / "metrics.json").open() for k, v in json.loads(line).items()}
+
+
+def true_panoptic_output(dataset_dict: dict, num_things: int) -> dict:
+    """What a perfect model says of an image."""
+    mapper = PanopticDETRDatasetMapper(is_train=True, augmentations=[])
+    labels = mapper(dataset_dict)["instances"]
+    segment_map = torch.zeros(labels.image_size, dtype=torch.int32)
+    segments_info = []
+    for i, (mask, category) in enumerate(zip(labels.gt_masks, labels.gt_classes.tolist()), start=1):
+        segment_map[mask] = i
+        segments_info.append({"id": i, "category_id": category, "isthing": category < num_things})
+    instances = Instances(
+        labels.image_size,
+        pred_boxes=Boxes(labels.gt_boxes.tensor),
+        scores=torch.ones(len(labels)),
+        pred_classes=labels.gt_classes,
+        pred_masks=labels.gt_masks.tensor,
+    )
+    return {"instances": instances, "panoptic_seg": (segment_map, segments_info)}

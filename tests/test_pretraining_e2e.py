@@ -10,29 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import SMALL_PRETRAINING
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-TINY = (
-    *("MODEL.DEVICE", "cpu"),
-    *("MODEL.WEIGHTS", ""),
-    *("MODEL.RESNETS.DEPTH", "18"),
-    *("MODEL.RESNETS.RES2_OUT_CHANNELS", "64"),
-    *("MODEL.DETR.HIDDEN_DIM", "32"),
-    *("MODEL.DETR.ENC_LAYERS", "1"),
-    *("MODEL.DETR.DEC_LAYERS", "2"),
-    *("MODEL.DETR.DIM_FEEDFORWARD", "32"),
-    *("MODEL.DETR.NUM_QUERIES", "20"),
-    *("INPUT.MIN_SIZE_TRAIN", "(64, 80)"),
-    *("INPUT.MAX_SIZE_TRAIN", "128"),
-    *("INPUT.MIN_SIZE_TEST", "64"),
-    *("INPUT.QUERY_PATCH.SIZE", "32"),
-    *("SOLVER.IMS_PER_BATCH", "4"),
-    *("SOLVER.MAX_ITER", "4"),
-    *("DATALOADER.NUM_WORKERS", "0"),
-    *("TEST.EVAL_PERIOD", "4"),
-    *("SEED", "7"),
-)
 pytestmark = pytest.mark.slow
 
 
@@ -73,7 +54,7 @@ def train_net(photos, output, *arguments, launcher=(), check=True):
         data,
         "OUTPUT_DIR",
         str(output),
-        *TINY,
+        *SMALL_PRETRAINING,
         *options,
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "UPDETR_D2_CACHE": str(photos.parent / "cache")}
@@ -180,7 +161,15 @@ def test_two_processes_train_the_same_weights_on_different_images(photos, tmp_pa
     else:
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
         command += [str(script), *arguments]
-    command += ["DATASETS.TRAIN", data, "DATASETS.TEST", data, "OUTPUT_DIR", str(tmp_path / "out"), *TINY]
+    command += [
+        "DATASETS.TRAIN",
+        data,
+        "DATASETS.TEST",
+        data,
+        "OUTPUT_DIR",
+        str(tmp_path / "out"),
+        *SMALL_PRETRAINING,
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "UPDETR_D2_CACHE": str(tmp_path / "cache")}
     run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]

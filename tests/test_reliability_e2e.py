@@ -1,42 +1,47 @@
 """Runs of ``tools/train_net.py`` that are killed, stopped or lose a process, and what becomes of them."""
 
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
 import torch
-from PIL import Image
-from test_pretraining_e2e import ROOT, TINY
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+from helpers import SMALL_PRETRAINING, run_train_net, write_photos
 
+from updetr_d2 import add_updetr_config
+from updetr_d2.checkpoint.files import SaveError
+from updetr_d2.engine.bad_batches import load_bad_batch, replay
+
+ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
 
 OPTIONS = (
-    *TINY,
+    *SMALL_PRETRAINING,
     *("DATASETS.TEST", "()", "TEST.EVAL_PERIOD", "0"),
     *("SOLVER.MAX_ITER", "24", "SOLVER.STEPS", "(12,)", "SOLVER.CHECKPOINT_PERIOD", "3"),
     *("SOLVER.KEEP_CHECKPOINTS", "3", "MODEL.UPDETR.QUERY_SHUFFLE", "True"),
 )
+# What stands before and after the script, with the number of processes.
 LAUNCHERS = {
-    "one": ((), ()),
-    "launch": ((), ("--num-gpus", "2", "--dist-url", "auto")),
-    "torchrun": (("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"), ()),
+    "one": ("", ""),
+    "launch": ("", "--num-gpus {count} --dist-url auto"),
+    "torchrun": ("-m torch.distributed.run --nproc-per-node {count} --standalone", ""),
 }
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photos")
-    rng = np.random.default_rng(0)
-    for i in range(11):
-        size = (96, 64) if i % 3 else (64, 96)
-        noise = rng.integers(0, 256, (size[1] // 8, size[0] // 8, 3), dtype=np.uint8)
-        Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).save(folder / f"{i}.jpg")
+    write_photos(folder, 11)
     return folder
 
 
@@ -48,13 +53,15 @@ class Run:
         output: ``OUTPUT_DIR``.
         launcher: key of LAUNCHERS.
         options: config keys and values, and flags.
+        count: processes, unless the launcher is "one".
+        script: in the place of tools/train_net.py.
     """
 
-    def __init__(self, photos, output, *options, launcher="one"):
-        before, after = LAUNCHERS[launcher]
+    def __init__(self, photos, output, *options, launcher="one", count=2, script=ROOT / "tools/train_net.py"):
+        before, after = (part.format(count=count).split() for part in LAUNCHERS[launcher])
         config = ROOT / "configs/pretrain/updetr_r50_imagenet_60ep.yaml"
         flags = [each for each in options if each.startswith("--")]
-        command = [sys.executable, *before, str(ROOT / "tools/train_net.py"), "--config-file", str(config)]
+        command = [sys.executable, *before, str(script), "--config-file", str(config)]
         command += [*after, *flags, "DATASETS.TRAIN", f'("folder:{photos}",)', "OUTPUT_DIR", str(output)]
         command += [*OPTIONS, *(each for each in options if not each.startswith("--"))]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "UPDETR_D2_CACHE": str(photos.parent / "cache")}
@@ -250,3 +257,151 @@ def test_a_signal_stops_all_processes_with_a_checkpoint(
     options = ("DATALOADER.NUM_WORKERS", "2")
     stop_and_resume(photos, tmp_path, *options, launcher=launcher, number=number, to=to, code=code)
     assert_same_weights(tmp_path, uninterrupted(launcher))
+
+
+DYING = """
+import os, signal, sys
+sys.path.insert(0, {tools!r})
+import train_net
+from detectron2.engine import HookBase, default_argument_parser
+from detectron2.utils import comm
+from updetr_d2.engine.launch import launch
+from updetr_d2.engine.trainer import UPDETRTrainer
+
+class Die(HookBase):
+    def after_step(self):
+        if comm.get_rank() == 1 and self.trainer.iter == 2:
+            if {killed}:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise RuntimeError("the second process is broken")
+
+def main(args):
+    trainer = UPDETRTrainer(train_net.setup(args))
+    trainer.register_hooks([Die()])
+    trainer.train()
+
+if __name__ == "__main__":
+    launch(main, default_argument_parser().parse_args())
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("launcher", ["launch", "torchrun"])
+@pytest.mark.parametrize("killed", [False, True], ids=["raises", "killed"])
+def test_a_process_that_dies_ends_the_others_and_its_error_is_shown(photos, tmp_path, launcher, killed):
+    script = tmp_path / "dying.py"
+    script.write_text(DYING.format(tools=str(ROOT / "tools"), killed=killed))
+    options = (
+        "DATALOADER.NUM_WORKERS",
+        "1",
+        "SOLVER.MAX_ITER",
+        "100000",
+        "SOLVER.CHECKPOINT_PERIOD",
+        "100000",
+    )
+    run = Run(photos, tmp_path / "out", *options, launcher=launcher, script=script)
+    assert run.wait_for(lambda: "Starting training from iteration" in run.text())
+    family = run.family()
+    assert len(family) >= 3
+    assert run.process.wait(60) not in (0, 75)
+    assert_gone(family)
+    text = run.text()
+    if not killed:
+        assert "RuntimeError: the second process is broken" in text
+    elif launcher == "launch":
+        assert "process 1 terminated with signal SIGKILL" in text
+        assert "Process 1 was killed, probably because memory ran out" in text
+    else:
+        assert "SIGKILL" in text
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("launcher", ["launch", "torchrun"])
+def test_two_and_three_processes_have_the_loss_of_one(photos, tmp_path, launcher):
+    options = (
+        *("SOLVER.MAX_ITER", "5", "SOLVER.STEPS", "(4,)", "SOLVER.IMS_PER_BATCH", "6"),
+        *("SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", "0.01"),
+        # What is drawn in each process for itself.
+        *(
+            "MODEL.UPDETR.MASK_RATIO",
+            "0.0",
+            "MODEL.UPDETR.QUERY_SHUFFLE",
+            "False",
+            "MODEL.DETR.DROPOUT",
+            "0.0",
+        ),
+        *("DATALOADER.ASPECT_RATIO_GROUPING", "False"),
+    )
+    Run(photos, tmp_path / "1", *options).finish()
+    expected = logged(tmp_path / "1")
+    for count in (2, 3):
+        output = tmp_path / str(count)
+        Run(photos, output, *options, launcher=launcher, count=count).finish()
+        assert logged(output)["total_loss"] == pytest.approx(expected["total_loss"], rel=1e-5)
+        one, other = weights(tmp_path / "1"), weights(output)
+        assert all(torch.allclose(one[name], other[name], atol=1e-5) for name in one)
+
+
+def logged(output):
+    return json.loads((output / "metrics.json").read_text().splitlines()[-1])
+
+
+def train_here(photos, output, *options):
+    """Train in this process."""
+    config = "pretrain/updetr_r50_imagenet_60ep.yaml"
+    data = ("DATASETS.TRAIN", f'("folder:{photos}",)')
+    return run_train_net(
+        config, output, *OPTIONS, *data, "SOLVER.MAX_ITER", "3", "SOLVER.STEPS", "(2,)", *options
+    )
+
+
+@pytest.fixture
+def _cache(photos, monkeypatch):
+    monkeypatch.setenv("UPDETR_D2_CACHE", str(photos.parent / "cache"))
+
+
+@pytest.mark.usefixtures("_cache")
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(photos, tmp_path):
+    for name, seed in (("a", 7), ("b", 7), ("c", 8)):
+        torch.rand(len(name))  # what happened before must not matter
+        train_here(photos, tmp_path / name, "SEED", seed)
+    assert_same_weights(tmp_path / "a", tmp_path / "b")
+    assert not torch.equal(
+        weights(tmp_path / "a")["query_embed.weight"], weights(tmp_path / "c")["query_embed.weight"]
+    )
+
+
+@pytest.mark.usefixtures("_cache")
+def test_a_diverging_run_stops_and_leaves_what_reproduces_it(photos, tmp_path):
+    with pytest.raises(
+        FloatingPointError, match=r"Iteration [12] is not finite .*\.jpg.*bad_batches"
+    ) as error:
+        train_here(photos, tmp_path, "SOLVER.BASE_LR", "1e30")
+    iteration = int(str(error.value).split()[1])
+    folder = tmp_path / "bad_batches"
+    saved = load_bad_batch(folder / f"iteration_{iteration:07d}_rank_0.pth")
+    assert all(sample["file_name"] in str(error.value) for sample in saved["batch"])
+    cfg = get_cfg()
+    add_updetr_config(cfg)
+    cfg.merge_from_file(str(tmp_path / "config.yaml"))
+    model = build_model(cfg)
+    DetectionCheckpointer(model).load(str(folder / f"iteration_{iteration:07d}_weights.pth"))
+    try:
+        losses = replay(model, saved)
+    except FloatingPointError:
+        return
+    assert not all(torch.isfinite(loss) for loss in losses.values())
+
+
+@pytest.mark.usefixtures("_cache")
+def test_steps_that_are_not_finite_can_be_left_out(photos, tmp_path):
+    metrics = train_here(photos, tmp_path, "SOLVER.BASE_LR", "1e30", "SOLVER.SKIP_NONFINITE_STEPS", 2)
+    assert metrics["iteration"] == 2
+    assert len(list((tmp_path / "bad_batches").glob("*_rank_0.pth"))) in (1, 2)
+
+
+@pytest.mark.usefixtures("_cache")
+def test_an_output_folder_that_cannot_be_made_is_one_clear_error(photos, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SaveError, match=r"OUTPUT_DIR '.*file/run' cannot be made"):
+        train_here(photos, tmp_path / "file" / "run")

@@ -6,9 +6,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import inference_on_dataset
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
-from helpers import tiny_cfg
+from helpers import tiny_cfg, true_panoptic_output
 from processes import run_processes
-from test_panoptic_evaluation import true_output
 from torch import nn
 
 from updetr_d2.data.scenes import Split, register_scenes
@@ -43,7 +42,7 @@ class Oracle(nn.Module):
         known = self.images[sample["image_id"]]
         generator = torch.Generator().manual_seed(list(self.images).index(sample["image_id"]))
         if "pan_seg_file_name" in known:
-            output = true_output(known, self.num_things)
+            output = true_panoptic_output(known, self.num_things)
             spoiled = output["panoptic_seg"][1][int(torch.randint(3, (1,), generator=generator))]
             spoiled["category_id"] = (spoiled["category_id"] + 1) % self.num_things
             output["instances"].scores.uniform_(generator=generator)

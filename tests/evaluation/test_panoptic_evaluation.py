@@ -4,17 +4,15 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import launch
-from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
+from helpers import true_panoptic_output
 from panopticapi.utils import id2rgb
 from PIL import Image
 
 from updetr_d2 import add_updetr_config
-from updetr_d2.data.mappers.panoptic import PanopticDETRDatasetMapper
 from updetr_d2.data.panoptic_classes import PanopticClasses
 from updetr_d2.data.sources import ensure_registered
 from updetr_d2.evaluation import build_evaluator
@@ -70,25 +68,6 @@ def panoptic_cfg(name):
     return cfg
 
 
-def true_output(dataset_dict, num_things):
-    """What a perfect model says of an image."""
-    mapper = PanopticDETRDatasetMapper(is_train=True, augmentations=[])
-    labels = mapper(dataset_dict)["instances"]
-    segment_map = torch.zeros(labels.image_size, dtype=torch.int32)
-    segments_info = []
-    for i, (mask, category) in enumerate(zip(labels.gt_masks, labels.gt_classes.tolist()), start=1):
-        segment_map[mask] = i
-        segments_info.append({"id": i, "category_id": category, "isthing": category < num_things})
-    instances = Instances(
-        labels.image_size,
-        pred_boxes=Boxes(labels.gt_boxes.tensor),
-        scores=torch.ones(len(labels)),
-        pred_classes=labels.gt_classes,
-        pred_masks=labels.gt_masks.tensor,
-    )
-    return {"instances": instances, "panoptic_seg": (segment_map, segments_info)}
-
-
 def evaluate_truth(name, output_folder, change=lambda output: output):
     """Feed the ground truth back; with several processes each takes its share."""
     ensure_registered([name])
@@ -96,7 +75,7 @@ def evaluate_truth(name, output_folder, change=lambda output: output):
     evaluator.reset()
     num_things = PanopticClasses.from_metadata(MetadataCatalog.get(name)).num_things
     for dataset_dict in DatasetCatalog.get(name)[comm.get_rank() :: comm.get_world_size()]:
-        evaluator.process([dataset_dict], [change(true_output(dataset_dict, num_things))])
+        evaluator.process([dataset_dict], [change(true_panoptic_output(dataset_dict, num_things))])
     return evaluator.evaluate()
 
 
