@@ -25,7 +25,6 @@ skipped and counted.
 import argparse
 import glob
 import json
-import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -33,105 +32,16 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import MetadataCatalog
-from detectron2.data import transforms as T
-from detectron2.data.catalog import Metadata
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-from detectron2.structures import Instances
 from detectron2.utils.logger import setup_logger
-from detectron2.utils.visualizer import Visualizer
-from torch import Tensor
 from tqdm import tqdm
 
-from updetr_d2.data.detection_classes import class_names
 from updetr_d2.data.image_folder import load_image_folder
 from updetr_d2.data.images import UnusableImageError, read_image_rgb
-from updetr_d2.data.panoptic_classes import PanopticClasses, is_panoptic
-from updetr_d2.data.sources import ensure_registered
-from updetr_d2.data.transforms import DETRResize, resize_uint8
-from updetr_d2.inference import load_trained_model, setup_inference_config
-from updetr_d2.visualization import draw_query_patches, save_picture
-
-logger = logging.getLogger("updetr_d2.demo")
-
-
-class Predictor:
-    """A trained model that takes RGB images and, if it looks for them, query patches.
-
-    Args:
-        cfg: config with the weights to load.
-    """
-
-    def __init__(self, cfg: CfgNode) -> None:
-        self.model = load_trained_model(cfg)
-        self._resize = DETRResize((cfg.INPUT.MIN_SIZE_TEST,), cfg.INPUT.MAX_SIZE_TEST)
-        self._channels = slice(None) if cfg.INPUT.FORMAT == "RGB" else slice(None, None, -1)
-
-    @torch.no_grad()
-    def __call__(self, image: np.ndarray, patches: np.ndarray | None = None) -> dict:
-        """
-        Args:
-            image: RGB uint8 ``[H, W, 3]``.
-            patches: RGB uint8 ``[m, h, w, 3]``, for UPDETR and OneShotDETR.
-
-        Returns:
-            the model's output for the image, on the CPU, boxes in the pixels of ``image``.
-        """
-        resized = T.AugInput(image)
-        self._resize(resized)
-        sample = {"image": self._to_tensor(resized.image), "height": image.shape[0], "width": image.shape[1]}
-        if patches is not None:
-            sample["patches"] = self._to_tensor(patches)
-        output = self.model([sample])[0]
-        output["instances"] = output["instances"].to("cpu")
-        return output
-
-    def _to_tensor(self, images: np.ndarray) -> Tensor:
-        channels_first = np.moveaxis(images[..., self._channels], -1, -3)
-        return torch.from_numpy(np.ascontiguousarray(channels_first))
-
-
-class Classes:
-    """Names, COCO category ids and drawing metadata of the classes that a detector predicts.
-
-    Args:
-        cfg: the config; the first of DATASETS.TEST is asked. Without it, classes have numbers only.
-    """
-
-    def __init__(self, cfg: CfgNode) -> None:
-        self.metadata = Metadata()
-        self.names: list[str] = []
-        self.ids: list[int] = []
-        self.panoptic: PanopticClasses | None = None
-        if not cfg.DATASETS.TEST:
-            return
-        dataset = cfg.DATASETS.TEST[0]
-        try:
-            ensure_registered([dataset])
-            self.names = class_names(dataset)
-        except (ValueError, OSError) as error:
-            logger.warning("Classes have numbers instead of names, as DATASETS.TEST is not there: %s", error)
-            return
-        self.metadata = MetadataCatalog.get(dataset)
-        if is_panoptic(dataset):
-            self.panoptic = PanopticClasses.from_metadata(self.metadata)
-            self.ids = list(self.panoptic.dataset_ids)
-            # Boxes may be of stuff, too, which "separated" metadata do not name among the things.
-            self.metadata = Metadata(**{**self.metadata.as_dict(), "thing_classes": self.names})
-        else:
-            to_contiguous = self.metadata.get("thing_dataset_id_to_contiguous_id") or {
-                i: i for i in range(len(self.names))
-            }
-            self.ids = sorted(to_contiguous, key=to_contiguous.get)
-
-    def category_id(self, class_id: int) -> int:
-        return self.ids[class_id] if self.ids else class_id
-
-    def categories(self, num_classes: int) -> list[dict]:
-        names = self.names or [f"class {i}" for i in range(num_classes)]
-        return [{"id": self.category_id(i), "name": name} for i, name in enumerate(names)]
+from updetr_d2.findings import Findings, PredictedClasses, find_classes, find_objects, find_patches
+from updetr_d2.inference import Predictor, cut_patch, setup_inference_config
+from updetr_d2.visualization import save_picture
 
 
 def list_images(arguments: Sequence[str]) -> list[str]:
@@ -180,67 +90,21 @@ def cut_query_patches(
     patches = []
     for i in range(count):
         file_name = images[min(i, len(images) - 1)]
-        image = read_image_rgb(file_name)
-        height, width = image.shape[:2]
-        x0, y0, x1, y1 = boxes[i] if boxes else (0, 0, width, height)
-        if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
-            raise ValueError(
-                f"--query-box {x0} {y0} {x1} {y1} is no box X0 Y0 X1 Y1 of {file_name} ({width}x{height} px)."
-            )
-        patches.append(resize_uint8(np.ascontiguousarray(image[y0:y1, x0:x1]), height=size, width=size))
+        try:
+            patches.append(cut_patch(read_image_rgb(file_name), boxes[i] if boxes else None, size))
+        except ValueError as error:
+            raise ValueError(f"--query-box of {file_name}: {error}") from error
     return np.stack(patches)
 
 
-def detect(
-    predictor: Predictor, classes: Classes, image: np.ndarray, image_id: int, threshold: float
-) -> tuple[dict[str, np.ndarray], list[dict]]:
-    """Detections with at least the score, as pictures by kind and as COCO results."""
-    output = predictor(image)
-    instances: Instances = output["instances"]
-    instances = instances[instances.scores >= threshold]
-    pictures = {"pictures": Visualizer(image, classes.metadata).draw_instance_predictions(instances)}
-    if "panoptic_seg" in output:
-        segments, infos = output["panoptic_seg"]
-        if classes.panoptic is not None:
-            infos = [{**s, "category_id": classes.panoptic.metadata_id(s["category_id"])} for s in infos]
-        drawer = Visualizer(image, classes.metadata)
-        pictures["panoptic"] = drawer.draw_panoptic_seg_predictions(segments.cpu(), infos)
-    results = instances_to_coco_json(instances, image_id)
-    for result in results:
-        result["category_id"] = classes.category_id(result["category_id"])
-    return {kind: picture.get_image() for kind, picture in pictures.items()}, results
-
-
-def find_patches(
-    predictor: Predictor, patches: np.ndarray, image: np.ndarray, image_id: int, threshold: float
-) -> tuple[dict[str, np.ndarray], list[dict]]:
-    """The best box of each patch, drawn if it has at least the score, as picture and as COCO results."""
-    best = predictor(image, patches)["instances"][: len(patches)]
-    found = best.scores >= threshold
-    boxes = best.pred_boxes.tensor.clone()
-    boxes[~found] = torch.nan
-    picture = draw_query_patches(image, patches, None, boxes.numpy(), best.scores.numpy())
-    best.pred_classes = best.pred_patches + 1
-    return {"pictures": picture}, instances_to_coco_json(best[found], image_id)
-
-
-def find_objects(
-    predictor: Predictor, patches: np.ndarray, image: np.ndarray, image_id: int, threshold: float
-) -> tuple[dict[str, np.ndarray], list[dict]]:
-    """The objects of the class that the patches show, as picture and as COCO results of category 1."""
-    instances = predictor(image, patches)["instances"]
-    instances = instances[instances.scores >= threshold]
-    labels = [f"{score:.0%}" for score in instances.scores]
-    drawn = Visualizer(image).overlay_instances(boxes=instances.pred_boxes, labels=labels)
-    instances.pred_classes = instances.pred_classes + 1
-    return {"pictures": drawn.get_image()}, instances_to_coco_json(instances, image_id)
-
-
-def prepare(cfg: CfgNode, args: argparse.Namespace) -> tuple[Callable, list[dict]]:
+def prepare(
+    cfg: CfgNode, args: argparse.Namespace
+) -> tuple[Callable[[np.ndarray, float], Findings], list[dict], Callable[[int], int]]:
     """Load the model and what it looks for.
 
     Returns:
-        function (image, image_id, threshold) -> pictures, results; categories of the results.
+        function (image, threshold) -> findings; categories of the results; function from the class of an
+        instance to the id of its category.
     """
     kind = cfg.MODEL.META_ARCHITECTURE
     find = {"UPDETR": find_patches, "OneShotDETR": find_objects}.get(kind)
@@ -249,9 +113,9 @@ def prepare(cfg: CfgNode, args: argparse.Namespace) -> tuple[Callable, list[dict
             raise ValueError(
                 f"--query-image is for UPDETR and OneShotDETR; {kind} finds the classes it has learnt."
             )
-        classes, predictor = Classes(cfg), Predictor(cfg)
+        classes, predictor = PredictedClasses(cfg), Predictor(cfg)
         categories = classes.categories(getattr(predictor.model, "num_classes", 0))
-        return partial(detect, predictor, classes), categories
+        return partial(find_classes, predictor, classes), categories, classes.category_id
     if not args.query_image:
         raise ValueError(f"{kind} needs --query-image: what to look for.")
     patches = cut_query_patches(
@@ -262,12 +126,12 @@ def prepare(cfg: CfgNode, args: argparse.Namespace) -> tuple[Callable, list[dict
     )
     names = [f"patch {i + 1}" for i in range(len(patches))] if kind == "UPDETR" else ["query"]
     categories = [{"id": i, "name": name} for i, name in enumerate(names, start=1)]
-    return partial(find, Predictor(cfg), patches), categories
+    return partial(find, Predictor(cfg), patches), categories, lambda class_id: class_id + 1
 
 
 def run(cfg: CfgNode, args: argparse.Namespace, files: Sequence[str]) -> tuple[int, int]:
     """Go through the images and write everything; returns the numbers of images done and skipped."""
-    predict, categories = prepare(cfg, args)
+    find, categories, category_id = prepare(cfg, args)
     output = Path(args.output)
     images, results, skipped, used_names = [], [], 0, set()
     for image_id, file_name in enumerate(tqdm(files, unit="image"), start=1):
@@ -277,16 +141,17 @@ def run(cfg: CfgNode, args: argparse.Namespace, files: Sequence[str]) -> tuple[i
             tqdm.write(f"skipped {error}", file=sys.stderr)
             skipped += 1
             continue
-        pictures, found = predict(image, image_id, args.score_threshold)
+        found = find(image, args.score_threshold)
         name = Path(file_name).stem
         while name in used_names:  # of another folder, or with another extension
             name = f"{name}_{image_id}"
         used_names.add(name)
-        for kind, picture in pictures.items():
+        for kind, picture in found.pictures.items():
             save_picture(picture, str(output / kind / f"{name}.jpg"))
         height, width = image.shape[:2]
         images.append({"id": image_id, "file_name": file_name, "width": width, "height": height})
-        results += found
+        for result in instances_to_coco_json(found.instances, image_id):
+            results.append({**result, "category_id": category_id(result["category_id"])})
     output.mkdir(parents=True, exist_ok=True)
     listing = {"info": {}, "images": images, "categories": categories, "annotations": []}
     (output / "images.json").write_text(json.dumps(listing))

@@ -1,15 +1,21 @@
-"""From a config file and a checkpoint to a model that is ready for use: what demo and export begin with."""
+"""From a config file and a checkpoint to a model that is ready for use: what demos and export begin with."""
 
 import logging
+from collections.abc import Sequence
 
+import numpy as np
+import torch
 from detectron2.config import CfgNode, get_cfg
+from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from torch import nn
 
 from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
 from updetr_d2.config import add_updetr_config
 from updetr_d2.data.detection_classes import NUM_CLASSES_KEYS, derive_num_classes
+from updetr_d2.data.images import to_tensor
 from updetr_d2.data.sources import ensure_registered
+from updetr_d2.data.transforms import DETRResize, resize_uint8
 from updetr_d2.engine.validation import check_config
 
 logger = logging.getLogger(__name__)
@@ -71,3 +77,61 @@ def load_trained_model(cfg: CfgNode) -> nn.Module:
             f"lacks {len(missing)} parameters, such as {missing[0]}."
         )
     return model
+
+
+class Predictor:
+    """A trained model that takes RGB images and, if it looks for them, query patches.
+
+    Args:
+        cfg: config with the weights to load.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.model = load_trained_model(cfg)
+        self.patch_size = cfg.INPUT.QUERY_PATCH.SIZE
+        self._resize = DETRResize((cfg.INPUT.MIN_SIZE_TEST,), cfg.INPUT.MAX_SIZE_TEST)
+        self._format = cfg.INPUT.FORMAT
+
+    @torch.no_grad()
+    def __call__(self, image: np.ndarray, patches: np.ndarray | None = None) -> dict:
+        """
+        Args:
+            image: RGB uint8 ``[H, W, 3]``.
+            patches: RGB uint8 ``[m, h, w, 3]``, for UPDETR and OneShotDETR.
+
+        Returns:
+            the model's output for the image, on the CPU, boxes in the pixels of ``image``.
+        """
+        resized = T.AugInput(image)
+        self._resize(resized)
+        sample = {
+            "image": to_tensor(resized.image, self._format),
+            "height": image.shape[0],
+            "width": image.shape[1],
+        }
+        if patches is not None:
+            sample["patches"] = to_tensor(patches, self._format)
+        output = self.model([sample])[0]
+        output["instances"] = output["instances"].to("cpu")
+        return output
+
+
+def cut_patch(image: np.ndarray, box: Sequence[int] | None, size: int) -> np.ndarray:
+    """Cut a query patch as in pre-training.
+
+    Args:
+        image: RGB uint8 ``[H, W, 3]``.
+        box: XYXY in pixels; None for the whole image.
+        size: side (px) of the patch.
+
+    Returns:
+        RGB uint8 ``[size, size, 3]``.
+
+    Raises:
+        ValueError: if the box is empty or not inside the image, as the end of a sentence.
+    """
+    height, width = image.shape[:2]
+    x0, y0, x1, y1 = (0, 0, width, height) if box is None else box
+    if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+        raise ValueError(f"{x0} {y0} {x1} {y1} is no box X0 Y0 X1 Y1 inside an image of {width}x{height} px.")
+    return resize_uint8(np.ascontiguousarray(image[y0:y1, x0:x1]), height=size, width=size)
