@@ -10,11 +10,13 @@ VENV := .venv
 OWN_PYTHON := $(shell cat .python 2>/dev/null)
 RUN := $(or $(OWN_PYTHON),$(VENV)/bin/python)
 READY := $(if $(OWN_PYTHON),.python,$(VENV)/.ready)
+# Gradio is installed into .venv only; an environment of your own gets nothing but this package.
+DEMO_READY := $(if $(OWN_PYTHON),.python,$(VENV)/.demo-ready)
 # One process a core, one file a process; each works with one thread.
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
 SOURCES := updetr_d2 tools tests setup.py
 
-.PHONY: help setup quickstart test test-fast test-all docs-check lint format clean
+.PHONY: help setup setup-demo quickstart demo test test-fast test-all docs-check lint format clean
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,6 +36,15 @@ $(VENV)/.ready: requirements.txt requirements-detectron2.txt setup.py pyproject.
 
 quickstart: $(READY)  ## pre-train a small UP-DETR on generated scenes, fine-tune it, compare (minutes)
 	@$(RUN) tools/quickstart.py
+
+setup-demo: $(DEMO_READY)  ## install what the demo page and its tests in a browser need
+
+$(VENV)/.demo-ready: requirements-demo.txt $(VENV)/.ready
+	@$(VENV)/bin/python tools/setup_environment.py demo $(VENV)
+	@touch $@
+
+demo: $(DEMO_READY)  ## try the quickstart's models in the browser
+	@$(RUN) tools/demo_app.py
 
 test: $(READY)  ## all tests but the longest
 	$(PYTEST) -m "not long"

@@ -18,6 +18,7 @@ setup(
         "shards": ["webdataset"],
         "panoptic": ["panopticapi-lite"],
         "export": ["onnx", "onnxscript"],
+        "demo": ["gradio>=6.31,<7"],
         "dev": [
             *("pytest", "pytest-xdist", "hypothesis", "psutil", "ruff", "timm", "transformers"),
             *("webdataset", "onnx", "onnxscript", "onnxruntime"),

@@ -106,6 +106,20 @@ def tiny_model(meta_architecture: str, *options) -> nn.Module:
     return build_model(tiny_cfg(meta_architecture, *options))
 
 
+def save_tiny_model(folder: Path, meta_architecture: str, *options) -> nn.Module:
+    """The model of :func:`tiny_model` in evaluation mode; its config and weights are in ``folder``.
+
+    Args:
+        folder: gets ``config.yaml`` and ``model.pth``.
+        meta_architecture, options: as for :func:`tiny_cfg`.
+    """
+    torch.manual_seed(0)
+    model = tiny_model(meta_architecture, *options)
+    torch.save({"model": model.state_dict(), "meta_architecture": meta_architecture}, folder / "model.pth")
+    (folder / "config.yaml").write_text(tiny_cfg(meta_architecture, *options).dump())
+    return model.eval()
+
+
 def random_instances(height: int, width: int, num_targets: int, *, num_classes: int = 4) -> Instances:
     """Targets in Detectron2's format: boxes of 2 px at least inside the image, classes in [0, num_classes)."""
     size = torch.tensor([width, height, width, height], dtype=torch.float32)

@@ -2,9 +2,10 @@
 """Make the environment that the Makefile uses. Needs nothing but Python 3.10 - 3.12.
 
     python3 tools/setup_environment.py default .venv   a virtual environment with the pinned packages
+    python3 tools/setup_environment.py demo .venv      adds what the demo page needs to it
     python tools/setup_environment.py own              only this package, into the environment that runs this
 
-The first is repeated whenever the pins change.
+The first two are repeated whenever the pins change.
 """
 
 import importlib.util
@@ -22,6 +23,8 @@ def main() -> None:
         install_into_own_environment()
     elif sys.argv[1:2] == ["default"] and len(sys.argv) == 3:
         make_default_environment(Path(sys.argv[2]))
+    elif sys.argv[1:2] == ["demo"] and len(sys.argv) == 3:
+        install_requirements(Path(sys.argv[2]) / "bin" / "python", "requirements-demo.txt")
     else:
         sys.exit(__doc__)
 
@@ -33,17 +36,21 @@ def make_default_environment(folder: Path) -> None:
         run(supported_interpreter(), "-m", "venv", folder)
     say("Installing the pinned packages (PyTorch is large: this takes minutes the first time)")
     run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "uv")
-    requirements = ROOT / "requirements.txt"
-    try:
-        run(python, "-m", "uv", "pip", "install", "--python", python, "-r", requirements)
-    except subprocess.CalledProcessError:
-        say("uv did not manage; trying pip, which is slower")
-        run(python, "-m", "pip", "install", "-r", requirements)
+    install_requirements(python, "requirements.txt")
     say("Installing Detectron2")
     install_detectron2(python)
     say("Installing updetr_d2")
     install_package(python)
     run(python, "-c", "import updetr_d2, torch; print('Ready: torch', torch.__version__)")
+
+
+def install_requirements(python: Path, file_name: str) -> None:
+    """Install a requirements file of this project into the environment of ``python``."""
+    try:
+        run(python, "-m", "uv", "pip", "install", "--python", python, "-r", ROOT / file_name)
+    except subprocess.CalledProcessError:
+        say("uv did not manage; trying pip, which is slower")
+        run(python, "-m", "pip", "install", "-r", ROOT / file_name)
 
 
 def install_detectron2(python: Path) -> None:

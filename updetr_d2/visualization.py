@@ -89,6 +89,48 @@ def draw_query_patch_sample(sample: dict, instances: Instances, input_format: st
     return draw_query_patches(image, patches, true_boxes, boxes.tensor.numpy(), best.scores.numpy())
 
 
+def draw_patch_guesses(
+    image: np.ndarray, true_box: np.ndarray | None, boxes: np.ndarray, scores: np.ndarray
+) -> np.ndarray:
+    """The image with where one query patch was cut from (dashed) and where a model thinks it is (solid).
+
+    Args:
+        image: RGB uint8 ``[H, W, 3]``.
+        true_box: XYXY in the pixels of ``image``; None where it is unknown.
+        boxes: ``[Q, 4]`` likewise, the model's first guess first; it is drawn thickest.
+        scores: ``[Q]`` confidence of the guesses, in [0, 1].
+
+    Returns:
+        RGB uint8 ``[h', w', 3]`` of the proportions of ``image``.
+    """
+    height, width = image.shape[:2]
+    size = 7.0 / max(height, width)
+    figure = matplotlib.figure.Figure(figsize=(width * size, height * size), dpi=DPI)
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.imshow(image, extent=(0, width, height, 0))
+    axes.axis("off")
+    colors = patch_colors(len(boxes))
+    for i in reversed(range(len(boxes))):  # the first guess on top
+        first = i == 0
+        _add_box(axes, boxes[i], colors[i], linewidth=4 if first else 2, alpha=1.0 if first else 0.8)
+        corner = np.clip(boxes[i][:2], 0, (width - 1, height - 1))
+        axes.text(
+            *corner,
+            f"{i + 1}: {scores[i]:.2f}",
+            fontsize=13 if first else 10,
+            color="white",
+            verticalalignment="top",
+            bbox={"facecolor": colors[i], "edgecolor": "none", "alpha": 0.85, "pad": 2},
+        )
+    if true_box is not None:
+        _add_box(axes, true_box, "black", linewidth=3.5)
+        _add_box(axes, true_box, "white", linestyle="--", linewidth=2)
+    axes.set(xlim=(0, width), ylim=(height, 0))
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
 def patch_colors(count: int) -> np.ndarray:
     """``[count, 3]`` RGB colours in [0, 1] that are told apart easily."""
     hues = matplotlib.colormaps["hsv"](np.arange(count) / max(count, 1))[:, :3]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultPredictor
-from helpers import load_tool, tiny_cfg, tiny_model
+from helpers import load_tool, save_tiny_model, tiny_cfg
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -43,12 +43,9 @@ def _photos(tmp_path) -> Path:
 
 def save_model(folder: Path, meta_architecture: str, *options) -> tuple[torch.nn.Module, list[str]]:
     """A tiny random model and the arguments that make the demo load it."""
-    torch.manual_seed(0)
-    model = tiny_model(meta_architecture, *SMALL_IMAGES, *options)
-    torch.save({"model": model.state_dict(), "meta_architecture": meta_architecture}, folder / "model.pth")
-    (folder / "config.yaml").write_text(tiny_cfg(meta_architecture, *SMALL_IMAGES, *options).dump())
+    model = save_tiny_model(folder, meta_architecture, *SMALL_IMAGES, *options)
     arguments = ["--config-file", str(folder / "config.yaml"), "--output", str(folder / "out")]
-    return model.eval(), [*arguments, "--score-threshold", "0"]
+    return model, [*arguments, "--score-threshold", "0"]
 
 
 def register(name: str, **metadata) -> tuple[str, tuple[str]]:
