@@ -13,7 +13,7 @@ from torch import nn
 from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
 from updetr_d2.config import add_updetr_config
 from updetr_d2.data.detection_classes import NUM_CLASSES_KEYS, derive_num_classes
-from updetr_d2.data.images import to_tensor
+from updetr_d2.data.images import stack_to_tensor, to_tensor
 from updetr_d2.data.sources import ensure_registered
 from updetr_d2.data.transforms import DETRResize, resize_uint8
 from updetr_d2.engine.validation import check_config
@@ -110,7 +110,7 @@ class Predictor:
             "width": image.shape[1],
         }
         if patches is not None:
-            sample["patches"] = to_tensor(patches, self._format)
+            sample["patches"] = stack_to_tensor(patches, self._format)
         output = self.model([sample])[0]
         output["instances"] = output["instances"].to("cpu")
         return output
