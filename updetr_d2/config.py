@@ -54,6 +54,11 @@ def _add_input_config(cfg: CN) -> None:
 
     # Training stops when this many different images in a row cannot be used.
     cfg.DATALOADER.MAX_CONSECUTIVE_FAILURES = 100
+    # How often a file is read again after an error of the file system that may pass, such as a network file
+    # system that does not answer; then it counts as one that cannot be used.
+    cfg.DATALOADER.READ_RETRIES = 5
+    # Seconds before the first of these tries; each further one waits twice as long (15.5 s in all).
+    cfg.DATALOADER.READ_RETRY_DELAY = 0.5
     # Tar shards (docs/DATASETS.md) whose images are shuffled together; the shards come in a new order each
     # pass. 0 shuffles all images of all shards.
     cfg.DATALOADER.MIXED_SHARDS = 64

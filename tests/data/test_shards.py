@@ -31,7 +31,7 @@ def image_bytes(number: int, extension: str = "png") -> bytes:
 
 def write_shards(folder: Path, sizes: list[int], bad: tuple[int, ...] = ()) -> str:
     """Shards 0.tar … of these numbers of images, numbered through; returns their pattern."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     numbers = itertools.count()
     for i, size in enumerate(sizes):
         with tarfile.open(folder / f"{i:02d}.tar", "w") as tar:
@@ -225,20 +225,25 @@ def _patterns(cfg) -> list[str]:
     return [name.removeprefix("shards:") for name in cfg.DATASETS.TRAIN]
 
 
-def write_share(cfg, output: str, num_batches: int) -> None:
-    """Run in each process: write the names of its batches."""
-    loader = build_train_loader(cfg, mapper=NumberMapper())
-    seen = names(itertools.islice(loader, num_batches))
-    Path(output, f"{comm.get_rank()}.txt").write_text("\n".join(seen))
+def write_shares(cfgs: list, output: str) -> None:
+    """Run in each process: write the names of the batches of two passes over 24 images."""
+    for i, cfg in enumerate(cfgs):
+        loader = build_train_loader(cfg, mapper=NumberMapper())
+        seen = names(itertools.islice(loader, 12))
+        Path(output, f"{i}_{comm.get_rank()}.txt").write_text("\n".join(seen))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sizes", [[7, 5, 3, 9], [24]], ids=["four shards", "one shard"])
-def test_two_processes_with_two_workers_see_every_image_once_an_epoch(folder, tmp_path, sizes):
-    cfg = shard_cfg(write_shards(folder, sizes), num_workers=2, options=("DATALOADER.MIXED_SHARDS", 2))
-    # Batches of 4 over 2 processes: 6 of them are one pass over 24 images.
-    launch(write_share, 2, dist_url="auto", args=(cfg, str(tmp_path), 12))
-    shares = [(tmp_path / f"{rank}.txt").read_text().split("\n") for rank in range(2)]
-    for begin in (0, 12):
-        epoch = [name for share in shares for name in share[begin : begin + 12]]
-        assert Counter(epoch) == Counter(all_names(sizes))
+def test_two_processes_with_two_workers_see_every_image_once_an_epoch(folder, tmp_path):
+    """Also when there are fewer shards than workers, or than processes."""
+    sizes = [[7, 5, 3, 9], [24]]
+    cfgs = [
+        shard_cfg(write_shards(folder / str(i), each), num_workers=2, options=("DATALOADER.MIXED_SHARDS", 2))
+        for i, each in enumerate(sizes)
+    ]
+    launch(write_shares, 2, dist_url="auto", args=(cfgs, str(tmp_path)))
+    for i, each in enumerate(sizes):
+        shares = [(tmp_path / f"{i}_{rank}.txt").read_text().split("\n") for rank in range(2)]
+        for begin in (0, 12):
+            epoch = [name for share in shares for name in share[begin : begin + 12]]
+            assert Counter(epoch) == Counter(all_names(each))

@@ -2,19 +2,17 @@
 
 import logging
 import math
-import resource
-import signal
 from collections.abc import Iterator, Sequence
 
-import cv2
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList
 from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from updetr_d2.data import oneshot
+from updetr_d2.data.retry import RetryPolicy
 from updetr_d2.data.sources import load_dataset_dicts
 from updetr_d2.data.stream import (
     Mapper,
@@ -25,14 +23,13 @@ from updetr_d2.data.stream import (
     TolerantDataset,
     block_sizes,
 )
+from updetr_d2.data.workers import SampleLoader
 
 logger = logging.getLogger(__name__)
 
 ONE_SHOT_META_ARCHITECTURE = "OneShotDETR"
 # Batches that the workers prepare ahead, all together.
 _PREFETCHED_BATCHES = 2
-# Open files that are enough for any batch; the usual limit of 1024 is not.
-_OPEN_FILES = 65536
 
 
 def load_training_set(cfg: CfgNode) -> Sequence[dict]:
@@ -93,6 +90,7 @@ def build_train_loader(
         group_by_aspect_ratio=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         max_failures=cfg.DATALOADER.MAX_CONSECUTIVE_FAILURES,
         mixed_shards=cfg.DATALOADER.MIXED_SHARDS,
+        retry=_retry_policy(cfg),
         pin_memory=_for_gpu(cfg),
     )
 
@@ -120,6 +118,7 @@ def build_test_loader(
         indices,
         batch_size=batch_size,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
+        retry=_retry_policy(cfg),
         pin_memory=_for_gpu(cfg),
     )
 
@@ -136,6 +135,7 @@ class TrainLoader:
         group_by_aspect_ratio: saves padding.
         max_failures: different images in a row that may fail before the data set counts as unusable.
         mixed_shards: shards whose images are shuffled together; 0 is all.
+        retry: of images that a file system does not give at the moment.
         pin_memory: put the samples where copies to a GPU can run beside its work.
 
     Attributes:
@@ -152,8 +152,9 @@ class TrainLoader:
         num_workers: int,
         group_by_aspect_ratio: bool,
         max_failures: int,
-        mixed_shards: int = 0,
-        pin_memory: bool = False,
+        mixed_shards: int,
+        retry: RetryPolicy,
+        pin_memory: bool,
     ) -> None:
         self.dataset = dataset
         self.mapper = mapper
@@ -163,6 +164,7 @@ class TrainLoader:
         self.group_by_aspect_ratio = group_by_aspect_ratio
         self.max_failures = max_failures
         self.mixed_shards = mixed_shards
+        self.retry = retry
         self.pin_memory = pin_memory
         self.skipped_files = SkippedFiles()
         self._next_position = comm.get_rank()
@@ -222,7 +224,7 @@ class TrainLoader:
                 self._pending = [position for position in self._pending if position not in given]
                 yield batch
 
-    def _load(self) -> DataLoader:
+    def _load(self) -> SampleLoader:
         sampler = StreamSampler(
             len(self.dataset),
             seed=self.seed,
@@ -232,8 +234,10 @@ class TrainLoader:
             block_sizes=block_sizes(self.dataset),
             mixed_blocks=self.mixed_shards,
         )
-        dataset = StreamDataset(self.dataset, self.mapper, seed=self.seed, max_tries=self.max_failures)
-        return _single_samples(
+        dataset = StreamDataset(
+            self.dataset, self.mapper, seed=self.seed, max_tries=self.max_failures, retry=self.retry
+        )
+        return SampleLoader(
             dataset,
             sampler,
             num_workers=self.num_workers,
@@ -251,7 +255,7 @@ class TestLoader:
         indices: of the images of this process.
         batch_size: images of a batch.
         num_workers: loader processes; 0 loads in this one.
-        pin_memory: see :class:`TrainLoader`.
+        retry, pin_memory: see :class:`TrainLoader`.
 
     Attributes:
         skipped_files: files so far that could not be used.
@@ -267,13 +271,14 @@ class TestLoader:
         *,
         batch_size: int,
         num_workers: int,
-        pin_memory: bool = False,
+        retry: RetryPolicy,
+        pin_memory: bool,
     ) -> None:
         self.batch_size = batch_size
         self.skipped_files = SkippedFiles()
         self._num_images = len(indices)
-        self._loader = _single_samples(
-            TolerantDataset(dataset, mapper),
+        self._loader = SampleLoader(
+            TolerantDataset(dataset, mapper, retry=retry),
             indices,
             num_workers=num_workers,
             prefetch=_PREFETCHED_BATCHES * batch_size,
@@ -309,57 +314,14 @@ def _is_wide(sample: dict) -> bool:
     return width > height
 
 
+def _retry_policy(cfg: CfgNode) -> RetryPolicy:
+    retries, delay = cfg.DATALOADER.READ_RETRIES, cfg.DATALOADER.READ_RETRY_DELAY
+    if retries < 0 or delay < 0:
+        raise ValueError(
+            f"DATALOADER.READ_RETRIES = {retries} and DATALOADER.READ_RETRY_DELAY = {delay} must not be negative."
+        )
+    return RetryPolicy(retries, delay)
+
+
 def _for_gpu(cfg: CfgNode) -> bool:
     return cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available()
-
-
-def _single_samples(
-    dataset: Dataset, sampler, *, num_workers: int, prefetch: int, pin_memory: bool
-) -> DataLoader:
-    """Make a loader of single samples: batches are made in the main process, where the sizes are known.
-
-    Args:
-        dataset: of :class:`StreamSample`.
-        sampler: iterable of what the data set is indexed by.
-        num_workers: loader processes.
-        prefetch: samples to prepare ahead, all workers together.
-        pin_memory: put tensors into page-locked memory.
-    """
-    workers = {}
-    if num_workers > 0:
-        _allow_many_open_files()
-        workers = {
-            "prefetch_factor": max(2, math.ceil(prefetch / num_workers)),
-            "worker_init_fn": _start_worker,
-        }
-    return DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=sampler,
-        num_workers=num_workers,
-        collate_fn=_identity,  # the default one would convert whatever looks like an array
-        pin_memory=pin_memory,
-        generator=torch.Generator(),  # leaves the global generator, and so the model's numbers, alone
-        **workers,
-    )
-
-
-def _identity(sample: StreamSample) -> StreamSample:
-    return sample
-
-
-def _start_worker(_worker_id: int) -> None:
-    """One thread a worker, as the workers are the parallelism; the training process's handler of SIGTERM."""
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)
-    inherited = signal.getsignal(signal.SIGTERM)
-    if callable(inherited):  # PyTorch has put its own in the place of the one that came with the fork
-        signal.signal(signal.SIGTERM, inherited)
-
-
-def _allow_many_open_files() -> None:
-    """Raise the soft limit of open files: every tensor on its way from a worker holds one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

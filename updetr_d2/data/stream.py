@@ -7,6 +7,7 @@ and continuing it needs no more than the position.
 
 import logging
 import random
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from torch.utils.data import ConcatDataset, Dataset, Sampler
 
 from updetr_d2.data.images import UnusableImageError
 from updetr_d2.data.order import PassOrder
+from updetr_d2.data.retry import RetryPolicy, may_pass
 
 logger = logging.getLogger(__name__)
 
@@ -155,20 +157,34 @@ class StreamDataset(Dataset):
         mapper: makes a sample of a dataset dict with random numbers from the global generators.
         seed: of the random numbers.
         max_tries: different images to try for one position.
+        retry: of images that a file system does not give at the moment.
     """
 
-    def __init__(self, dataset: Dataset, mapper: Mapper, *, seed: int, max_tries: int) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        mapper: Mapper,
+        *,
+        seed: int,
+        max_tries: int,
+        retry: RetryPolicy,
+    ) -> None:
         self.dataset = dataset
         self.mapper = mapper
         self.seed = seed
         self.max_tries = max_tries
+        self.retry = retry
 
     def __getitem__(self, position_and_index: tuple[int, int]) -> StreamSample:
         position, index = position_and_index
         skipped: list[SkippedFile] = []
         for candidate in self._candidates(position, index):
-            with seeded_generators(self.seed, position, len(skipped)):
-                result = try_to_map(self.mapper, self.dataset[candidate])
+            result = try_to_map(
+                self.mapper,
+                self.dataset[candidate],
+                seed=(self.seed, position, len(skipped)),
+                retry=self.retry,
+            )
             if not isinstance(result, SkippedFile):
                 return StreamSample(position, result, skipped)
             skipped.append(result)
@@ -192,33 +208,64 @@ class TolerantDataset(Dataset):
     Args:
         dataset: dataset dicts.
         mapper: makes a sample of a dataset dict.
+        retry: of images that a file system does not give at the moment.
     """
 
-    def __init__(self, dataset: Dataset, mapper: Mapper) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        mapper: Mapper,
+        *,
+        retry: RetryPolicy,
+    ) -> None:
         self.dataset = dataset
         self.mapper = mapper
+        self.retry = retry
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> StreamSample:
-        with seeded_generators(index):
-            result = try_to_map(self.mapper, self.dataset[index])
+        result = try_to_map(self.mapper, self.dataset[index], seed=(index,), retry=self.retry)
         if isinstance(result, SkippedFile):
             return StreamSample(index, None, [result])
         return StreamSample(index, result, [])
 
 
-def try_to_map(mapper: Mapper, dataset_dict: dict) -> dict | SkippedFile:
-    """Make a sample, or say which file could not be used and why."""
-    file_name = str(dataset_dict.get("file_name", dataset_dict.get("image_id")))
-    try:
-        sample = mapper(dataset_dict)
-    except UnusableImageError as error:
+def try_to_map(
+    mapper: Mapper, dataset_dict: dict, *, seed: tuple[int, ...], retry: RetryPolicy
+) -> dict | SkippedFile:
+    """Make a sample, or say which file could not be used and why.
+
+    Args:
+        mapper: makes a sample of a dataset dict.
+        dataset_dict: for it.
+        seed: of the global generators, the same for each try.
+        retry: when to try again after an error of the file system that may pass.
+    """
+    for delay in (*retry.delays(), None):
+        try:
+            with seeded_generators(*seed):
+                sample = mapper(dataset_dict)
+        except (UnusableImageError, *_FILE_ERRORS) as error:
+            skipped = _skipped(dataset_dict, error)
+            cause = error.__cause__ if isinstance(error, UnusableImageError) else error
+            if not may_pass(cause):
+                return skipped
+            if delay is None:
+                return skipped._replace(reason=f"{skipped.reason}, tried {retry.retries + 1} times")
+            logger.info("Trying %s again in %g s: %s", *(skipped.file_name, delay, skipped.reason))
+            time.sleep(delay)
+        else:
+            return _skipped(dataset_dict) if sample is None else sample
+
+
+def _skipped(dataset_dict: dict, error: Exception | None = None) -> SkippedFile:
+    if isinstance(error, UnusableImageError):
         return SkippedFile(error.file_name, error.reason)
-    except _FILE_ERRORS as error:
-        return SkippedFile(file_name, f"{type(error).__name__}: {error}")
-    return SkippedFile(file_name, "left out by the mapper") if sample is None else sample
+    file_name = str(dataset_dict.get("file_name", dataset_dict.get("image_id")))
+    reason = "left out by the mapper" if error is None else f"{type(error).__name__}: {error}"
+    return SkippedFile(file_name, reason)
 
 
 @contextmanager
