@@ -1,8 +1,10 @@
 """The cache folder follows its environment variable and says clearly when it cannot be written."""
 
+from pathlib import Path
+
 import pytest
 
-from updetr_d2.data.cache import cache_folder, cache_root
+from updetr_d2.data.cache import cache_folder, cache_root, keep_copy
 
 
 def test_folder_is_created_below_the_variable(tmp_path, monkeypatch):
@@ -26,3 +28,15 @@ def test_unusable_folder_is_one_clear_error(tmp_path, monkeypatch):
     monkeypatch.setenv("UPDETR_D2_CACHE", str(tmp_path / "file"))
     with pytest.raises(RuntimeError, match="UPDETR_D2_CACHE"):
         cache_folder("a")
+
+
+def test_a_copy_keeps_the_content_and_another_content_is_another_copy(tmp_path, monkeypatch):
+    monkeypatch.setenv("UPDETR_D2_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "a.json"
+    path.write_text("one")
+    first = keep_copy(path, "annotations")
+    assert keep_copy(path, "annotations") == first
+    path.write_text("two")
+    second = keep_copy(path, "annotations")
+    assert [Path(each).read_text() for each in (first, second)] == ["one", "two"]
+    assert len(list((tmp_path / "cache" / "annotations").iterdir())) == 2

@@ -5,6 +5,7 @@ import logging
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import COCOEvaluator
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -56,13 +57,42 @@ def test_classes_are_sorted_and_contiguous(dataset):
     assert [d["annotations"][0]["category_id"] for d in DatasetCatalog.get(name)] == [1, 0]
 
 
-def test_good_file_is_read_itself(dataset, tmp_path, caplog):
+def test_good_file_is_copied_as_it_is(dataset, tmp_path, caplog):
     _, write = dataset
     name = write()
     with caplog.at_level(logging.WARNING):
         ensure_registered([name])
-    assert MetadataCatalog.get(name).json_file == str(tmp_path / "train.json")
+    with open(MetadataCatalog.get(name).json_file) as copy:
+        assert copy.read() == (tmp_path / "train.json").read_text()
     assert not caplog.records
+
+
+@pytest.mark.parametrize("change", ["emptied", "cut", "removed", "other images"])
+def test_annotations_that_change_during_the_run_do_not_change_the_run(dataset, tmp_path, change):
+    content, write = dataset
+    name = write()
+    ensure_registered([name])
+    before = DatasetCatalog.get(name)
+    path = tmp_path / "train.json"
+    if change == "removed":
+        path.unlink()
+    elif change == "other images":
+        path.write_text(json.dumps(content | {"images": content["images"][1:], "annotations": []}))
+    else:
+        path.write_text("" if change == "emptied" else path.read_text()[:50])
+    assert DatasetCatalog.get(name) == before
+    evaluator = COCOEvaluator(name, output_dir=str(tmp_path / "out"))
+    assert sorted(evaluator._coco_api.imgs) == [1, 2]
+    assert sorted(evaluator._coco_api.anns) == [1, 2]
+
+
+def test_without_a_cache_the_file_itself_is_read(dataset, tmp_path, monkeypatch, caplog):
+    _, write = dataset
+    name = write()
+    monkeypatch.setenv("UPDETR_D2_CACHE", str(tmp_path / "train.json"))  # a file, not a folder
+    ensure_registered([name])
+    assert MetadataCatalog.get(name).json_file == str(tmp_path / "train.json")
+    assert "do not change it during the run" in caplog.text
 
 
 def test_evaluator_and_loader_read_the_same_repaired_file(dataset, tmp_path, caplog):

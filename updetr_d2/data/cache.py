@@ -1,7 +1,12 @@
 """Where updetr_d2 keeps files that it can make again: indices of image folders, rendered scenes."""
 
+import hashlib
+import logging
 import os
+import shutil
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "UPDETR_D2_CACHE"
 
@@ -39,3 +44,31 @@ def write_atomically(path: str | Path, text: str) -> None:
     temporary = Path(path).with_suffix(f".{os.getpid()}.tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
+
+
+def keep_copy(path: str | Path, *folders: str) -> str:
+    """Keep a copy of a file in the cache, so that readers see the same content however long a run takes.
+
+    Args:
+        path: the file.
+        *folders: names of the nested folders below the cache folder for the copy, whose name is that of the
+            file with a digest of its content.
+
+    Returns:
+        the copy's path; that of the file itself, with a warning, if the cache cannot be written.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        digest = hashlib.sha256(path.read_bytes())
+        copy = cache_folder(*folders) / f"{path.stem}-{digest.hexdigest()[:24]}{path.suffix}"
+        if not copy.exists():
+            temporary = copy.with_suffix(f".{os.getpid()}.tmp")
+            shutil.copyfile(path, temporary)
+            os.replace(temporary, copy)
+    except (OSError, RuntimeError) as error:
+        logger.warning("%s is read where it is: do not change it during the run (%s).", path, error)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        return str(path)
+    return str(copy)

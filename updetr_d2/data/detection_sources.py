@@ -10,7 +10,7 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
-from updetr_d2.data.cache import cache_folder, write_atomically
+from updetr_d2.data.cache import cache_folder, keep_copy, write_atomically
 from updetr_d2.data.coco_annotations import read_annotation_file, repair_annotations
 from updetr_d2.data.sources import add_source
 
@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 def register_coco(name: str, location: str) -> None:
     """Check a data set in COCO's format and register it, with its classes, under ``name``.
 
-    Detectron2's loader and evaluators read a repaired copy of the annotation file from the cache folder if
-    anything had to be repaired.
+    Detectron2's loader and evaluators read a copy of the annotation file in the cache folder: repaired if
+    anything had to be, and the same for the whole run.
 
     Args:
         name: for ``DATASETS.*``.
@@ -55,8 +55,8 @@ def usable_annotation_file(json_file: str, image_folder: str) -> tuple[str, list
     """Check an annotation file; log what is wrong with it as a table.
 
     Returns:
-        the file itself or, if something had to be repaired, the repaired copy in the cache folder; and the
-        categories as ``(id, name)``, sorted by id.
+        the copy in the cache folder, repaired if something had to be; and the categories as ``(id, name)``,
+        sorted by id.
 
     Raises:
         AnnotationError: if it cannot be used.
@@ -67,7 +67,7 @@ def usable_annotation_file(json_file: str, image_folder: str) -> tuple[str, list
     images, annotations = len(repaired["images"]), len(repaired["annotations"])
     logger.info("%s: %d images, %d annotations, %d classes", json_file, images, annotations, len(categories))
     if not report.counts:
-        return json_file, categories
+        return keep_copy(json_file, "annotations"), categories
     text = json.dumps(repaired)
     digest = hashlib.sha256(text.encode()).hexdigest()[:24]
     path = cache_folder("repaired_annotations") / f"{Path(json_file).stem}-{digest}.json"

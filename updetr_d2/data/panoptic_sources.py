@@ -6,6 +6,7 @@ import os
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from updetr_d2.data.cache import keep_copy
 from updetr_d2.data.coco_annotations import AnnotationError
 from updetr_d2.data.panoptic_annotations import read_panoptic_file
 from updetr_d2.data.panoptic_classes import PANOPTIC_EVALUATOR, panoptic_metadata
@@ -34,6 +35,7 @@ def register_coco_panoptic_files(name: str, location: str) -> None:
         if not os.path.isdir(folder):
             raise ValueError(f"DATASETS: '{name}' names the folder {folder}, which does not exist.")
     metadata = panoptic_metadata(read_panoptic_file(json_file)["categories"])
+    json_file = keep_copy(json_file, "annotations")  # evaluations read it until the end of the run
     DatasetCatalog.register(
         name, functools.partial(load_panoptic_files, json_file, png_folder, image_folder, metadata)
     )
