@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser
-from detectron2.layers import ShapeSpec
+from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
 from detectron2.structures import Boxes, Instances
 from PIL import Image
@@ -118,6 +118,17 @@ def save_tiny_model(folder: Path, meta_architecture: str, *options) -> nn.Module
     torch.save({"model": model.state_dict(), "meta_architecture": meta_architecture}, folder / "model.pth")
     (folder / "config.yaml").write_text(tiny_cfg(meta_architecture, *options).dump())
     return model.eval()
+
+
+def randomize_frozen_norms(module: nn.Module) -> nn.Module:
+    """Random statistics for Detectron2's frozen BatchNorms, so that a norm that is not applied is noticed."""
+    for each in module.modules():
+        if isinstance(each, FrozenBatchNorm2d):
+            each.weight.normal_()
+            each.bias.normal_()
+            each.running_mean.normal_()
+            each.running_var.uniform_(0.5, 2)
+    return module
 
 
 def random_instances(height: int, width: int, num_targets: int, *, num_classes: int = 4) -> Instances:

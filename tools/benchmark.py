@@ -17,14 +17,16 @@ from pathlib import Path
 import torch
 from detectron2.config import CfgNode, get_cfg
 
-from benchmarking import data, matcher
+from benchmarking import data, matcher, step
 from benchmarking.report import environment, table, write_json
+from benchmarking.timing import Clock
 from updetr_d2 import add_updetr_config
 from updetr_d2.engine.validation import check_config
 
 # Subcommand -> its module, with add_arguments(parser) and run(args, cfg) -> list[Measurement].
 COMMANDS = {
     "data": data,
+    "step": step,
     "matcher": matcher,
 }
 
@@ -41,6 +43,11 @@ def argument_parser() -> argparse.ArgumentParser:
         command.add_argument("--warmup", type=int, default=1, help="runs before them (default: 1)")
         command.add_argument("--compare", action="store_true", help="run the reference in turn with ours")
         command.add_argument("--threads", type=int, help="torch's CPU threads (default: torch's choice)")
+        command.add_argument(
+            "--cpu-time",
+            action="store_true",
+            help="measure the processor's time instead of the wall clock's: for a CPU that others use as well",
+        )
         command.add_argument("--json", type=Path, metavar="OUT", help="file to write the report to")
         module.add_arguments(command)
         command.add_argument(
@@ -69,6 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
         torch.set_num_threads(args.threads)
     cfg = setup(args)
     device = torch.device(cfg.MODEL.DEVICE)
+    args.clock = Clock(device, cpu_time=args.cpu_time)
     measurements = COMMANDS[args.command].run(args, cfg)
     print(", ".join(f"{name} {value}" for name, value in environment(device).items()))
     print(table(measurements))

@@ -2,8 +2,14 @@
 
 import json
 
-from helpers import load_tool
+import pytest
+import torch
+from helpers import load_tool, tiny_cfg
 from PIL import Image
+
+from benchmarking.reference_model import PlainDETR
+from benchmarking.step import check_same_losses
+from benchmarking.synthetic import build_random_model, random_samples
 
 CONFIG = "configs/pretrain/updetr_r50_imagenet_60ep.yaml"
 TINY = (
@@ -18,7 +24,7 @@ def run(tmp_path, command: str, *arguments: str) -> dict:
     load_tool("benchmark").main(
         [
             *(command, "--config-file", CONFIG, "--repeats", "1", "--json", str(output)),
-            *(*arguments, "--compare", *TINY),
+            *("--compare", *arguments, *TINY),
         ]
     )
     return json.loads(output.read_text())
@@ -52,3 +58,29 @@ def test_data_takes_images_of_ones_own(tmp_path):
         Image.new("RGB", (64, 48)).save(tmp_path / "images" / f"{i}.png")
     report = run(tmp_path, "data", "--images", str(tmp_path / "images"), "--num-images", "2")
     assert report["measurements"][0]["name"] == "sample, own images, 5 patches"
+
+
+def test_step_is_broken_down_and_the_reference_has_the_same_losses(tmp_path):
+    """Unequal losses would end the run, see check_same_losses."""
+    small = ("MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64")
+    report = run(tmp_path, "step", "--image-size", "64", "96", *small)
+    names = [row["name"] for row in report["measurements"]]
+    assert names[0] == "step, batch 2"
+    assert set(names[1:]) == {
+        f"step / {part}"
+        for part in ("backbone, images", "backbone, patches", "transformer", "matcher", "losses")
+        + ("other forward", "backward", "clipping and optimiser")
+    }
+    assert all(row["reference_seconds"] for row in report["measurements"])
+
+
+def test_a_reference_with_other_losses_is_refused():
+    cfg = tiny_cfg("UPDETR")
+    model = build_random_model(cfg)
+    samples = random_samples(cfg, batch_size=2, size=(64, 96), num_targets=3)
+    reference = PlainDETR(model, cfg)
+    check_same_losses(model, reference, samples)
+    with torch.no_grad():
+        reference.bbox_embed.layers[0].weight.mul_(1.1)
+    with pytest.raises(AssertionError, match="loss_bbox"):
+        check_same_losses(model, reference, samples)

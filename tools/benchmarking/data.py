@@ -113,9 +113,7 @@ def _measure(args: Namespace, cfg: CfgNode, files: list[str], kind: str) -> list
         functions = {"ours": lambda ours=ours: [ours[0](each) for each in ours[1]]}
         if args.compare:
             functions["reference"] = lambda theirs=theirs: [theirs[0](each) for each in theirs[1]]
-        seconds = measure_in_turn(
-            functions, repeats=args.repeats, warmup=args.warmup, device=torch.device("cpu")
-        )
+        seconds = measure_in_turn(functions, repeats=args.repeats, warmup=args.warmup, clock=args.clock)
         measurements.append(
             Measurement(
                 name if "/" in name else f"{name}, {kind}, {mapper.num_patches} patches",

@@ -29,7 +29,7 @@ def _measure(args: Namespace, cfg: CfgNode, batch_size: int) -> Measurement:
     if args.compare:
         check_same_pairs(matcher(*inputs), reference_matching.match(matcher, *inputs))
         functions["reference"] = lambda: reference_matching.match(matcher, *inputs)
-    seconds = measure_in_turn(functions, repeats=args.repeats, warmup=args.warmup, device=device)
+    seconds = measure_in_turn(functions, repeats=args.repeats, warmup=args.warmup, clock=args.clock)
     return Measurement(
         f"matcher, {len(heads['pred_logits'])} layers, batch {batch_size}, {args.targets} targets",
         seconds["ours"],

@@ -1,4 +1,4 @@
-"""Wall-clock times and peak memory of functions, measured in turn so that a busy machine slows all of them."""
+"""Times and peak memory of functions, measured in turn so that a busy machine slows all of them."""
 
 import ctypes
 import gc
@@ -80,6 +80,25 @@ def _spread(values: list[float]) -> float:
     return (third - first) / statistics.median(values)
 
 
+class Clock:
+    """What time is read from: the wall, or the processor's time that this process has used.
+
+    The latter is for CPUs that other programs use as well; with several threads it is the sum over them.
+
+    Args:
+        device: waited for before every reading.
+        cpu_time: read the processor's time.
+    """
+
+    def __init__(self, device: torch.device, *, cpu_time: bool = False) -> None:
+        self.device = device
+        self._read = time.process_time if cpu_time else time.perf_counter
+
+    def __call__(self) -> float:
+        synchronize(self.device)
+        return self._read()
+
+
 def synchronize(device: torch.device) -> None:
     """Wait for what was queued on a GPU; nothing on a CPU."""
     if device.type == "cuda":
@@ -87,7 +106,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def measure_in_turn(
-    functions: dict[str, Callable[[], object]], *, repeats: int, warmup: int, device: torch.device
+    functions: dict[str, Callable[[], object]], *, repeats: int, warmup: int, clock: Clock
 ) -> dict[str, list[float]]:
     """Time functions one after the other, round by round.
 
@@ -95,7 +114,7 @@ def measure_in_turn(
         functions: by name.
         repeats: timed rounds.
         warmup: rounds before them that do not count.
-        device: synchronised before every reading of the clock.
+        clock: to read.
 
     Returns:
         seconds of every repeat by name.
@@ -103,12 +122,11 @@ def measure_in_turn(
     seconds = {name: [] for name in functions}
     for turn in range(warmup + repeats):
         for name, function in functions.items():
-            synchronize(device)
-            start = time.perf_counter()
+            start = clock()
             function()
-            synchronize(device)
+            elapsed = clock() - start
             if turn >= warmup:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(elapsed)
     return seconds
 
 

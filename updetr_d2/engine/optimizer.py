@@ -32,10 +32,11 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
         lr_factor_func=backbone_factor,
     )
-    on_gpu = all(p.is_cuda for group in parameters for p in group["params"])
-    return torch.optim.AdamW(
-        parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY, fused=on_gpu or None
-    )
+    arguments = {"lr": cfg.SOLVER.BASE_LR, "weight_decay": cfg.SOLVER.WEIGHT_DECAY}
+    try:
+        return torch.optim.AdamW(parameters, **arguments, fused=True)
+    except RuntimeError:  # torch 2.3 has it on GPUs only
+        return torch.optim.AdamW(parameters, **arguments)
 
 
 def full_model_clip_norm(cfg: CfgNode) -> float | None:

@@ -81,8 +81,8 @@ class SetCriterion(nn.Module):
         """
         Args:
             heads: ``pred_logits`` [L,B,N,K+1], ``pred_boxes`` [L,B,N,4] and optionally ``pred_features``
-                [L,B,N,D] and ``query_masks``, a :class:`QueryMasks`; any float type, the losses are computed
-                in float32.
+                [L,B,N,D], or what gives the same when indexed, and ``query_masks``, a :class:`QueryMasks`; any
+                float type, the losses are computed in float32.
             targets: padded targets of the B images; with ``features`` if ``pred_features`` is given, with
                 ``masks`` if ``query_masks`` is given.
 
@@ -105,9 +105,10 @@ class SetCriterion(nn.Module):
         """Everything but the masks: weighted losses, metrics and the matches of the last layer."""
         first_layer = 0 if self.deep_supervision else len(heads["pred_logits"]) - 1
         predictions = {name: heads[name][first_layer:] for name in ("pred_logits", "pred_boxes")}
-        if "pred_features" in heads:
-            predictions["pred_features"] = heads["pred_features"][first_layer:]
         matches = self.matcher(predictions["pred_logits"], predictions["pred_boxes"], targets)
+        if "pred_features" in heads:  # of matched queries only
+            features = heads["pred_features"][matches.layer + first_layer, matches.image, matches.query]
+            predictions["matched_features"] = features
         layer_losses = {
             **self.class_losses(predictions, targets, matches),
             **self.pair_losses(predictions, targets, matches, num_boxes),
@@ -147,9 +148,9 @@ class SetCriterion(nn.Module):
             "loss_bbox": losses.box_l1_loss(boxes, target_boxes),
             "loss_giou": losses.giou_loss(boxes, target_boxes),
         }
-        if "pred_features" in predictions:
+        if "matched_features" in predictions:
             pair_losses["loss_feature"] = losses.feature_reconstruction_loss(
-                predictions["pred_features"][queries].float(),
+                predictions["matched_features"].float(),
                 targets.features[matches.image, matches.target].float(),
             )
         num_layers = len(predictions["pred_boxes"])

@@ -35,12 +35,13 @@ class AttentionMap(nn.Module):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
 
-    def forward(self, queries: Tensor, memory: Tensor, padding_mask: Tensor) -> Tensor:
+    def forward(self, queries: Tensor, memory: Tensor, padding_mask: Tensor | None) -> Tensor:
         """
         Args:
             queries: decoder states ``[B, N, C]``.
             memory: encoder output ``[B, C, h, w]``.
-            padding_mask: bool ``[B, h, w]``, True on padding, which gets no attention.
+            padding_mask: bool ``[B, h, w]``, True on padding, which gets no attention, or None without
+                padding.
 
         Returns:
             ``[B, N, A, h, w]``, at least 0; sums to 1 over (h, w), or over (A, h, w) with
@@ -49,7 +50,8 @@ class AttentionMap(nn.Module):
         query = self.q_linear(queries).unflatten(2, (self.num_heads, -1))
         key = self.k_linear(memory.flatten(2).transpose(1, 2)).unflatten(2, (self.num_heads, -1))
         scores = torch.einsum("bnac,bsac->bnas", query * query.shape[-1] ** -0.5, key)
-        scores = scores.masked_fill(padding_mask.flatten(1)[:, None, None], float("-inf"))
+        if padding_mask is not None:
+            scores = scores.masked_fill(padding_mask.flatten(1)[:, None, None], float("-inf"))
         if self.softmax_over_heads:
             attention = scores.flatten(2).softmax(dim=-1).view_as(scores)
         else:

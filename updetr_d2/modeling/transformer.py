@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from updetr_d2.modeling.attention import MultiheadAttention
+from updetr_d2.modeling.dropout import Dropout
+
 
 class TransformerLayer(nn.Module):
     """What encoder and decoder layers share: self-attention, a feed-forward network, residual blocks.
@@ -27,20 +30,20 @@ class TransformerLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.pre_norm = pre_norm
-        self.self_attn = nn.MultiheadAttention(hidden_dim, num_heads, dropout=dropout, batch_first=True)
+        self.self_attn = MultiheadAttention(hidden_dim, num_heads, dropout=dropout)
         self.linear1 = nn.Linear(hidden_dim, dim_feedforward)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.linear2 = nn.Linear(dim_feedforward, hidden_dim)
         self.norm1 = nn.LayerNorm(hidden_dim)
         self.norm2 = nn.LayerNorm(hidden_dim)
-        self.dropout1 = nn.Dropout(dropout)
-        self.dropout2 = nn.Dropout(dropout)
+        self.dropout1 = Dropout(dropout)
+        self.dropout2 = Dropout(dropout)
 
     def feed_forward(self, x: Tensor) -> Tensor:
         return self.linear2(self.dropout(F.relu(self.linear1(x))))
 
     def residual(
-        self, x: Tensor, block: Callable[[Tensor], Tensor], norm: nn.LayerNorm, dropout: nn.Dropout
+        self, x: Tensor, block: Callable[[Tensor], Tensor], norm: nn.LayerNorm, dropout: Dropout
     ) -> Tensor:
         if self.pre_norm:
             return x + dropout(block(norm(x)))
@@ -50,12 +53,12 @@ class TransformerLayer(nn.Module):
 class TransformerEncoderLayer(TransformerLayer):
     """Self-attention over the image tokens, then the feed-forward network."""
 
-    def forward(self, x: Tensor, *, position: Tensor, padding_mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, *, position: Tensor, allowed: Tensor | None) -> Tensor:
         """
         Args:
             x: tokens ``[B, S, C]``.
             position: position encoding ``[B, S, C]``, added to queries and keys only.
-            padding_mask: bool ``[B, S]``, True on padding, or None without padding.
+            allowed: bool ``[B, 1, 1, S]``, False on padding, or None without padding.
 
         Returns:
             ``[B, S, C]``
@@ -63,7 +66,7 @@ class TransformerEncoderLayer(TransformerLayer):
 
         def attend(tokens: Tensor) -> Tensor:
             query = tokens + position
-            return self.self_attn(query, query, tokens, key_padding_mask=padding_mask, need_weights=False)[0]
+            return self.self_attn(query, query, tokens, allowed=allowed)
 
         x = self.residual(x, attend, self.norm1, self.dropout1)
         return self.residual(x, self.feed_forward, self.norm2, self.dropout2)
@@ -74,9 +77,9 @@ class TransformerDecoderLayer(TransformerLayer):
 
     def __init__(self, *, hidden_dim: int, num_heads: int, dropout: float, **kwargs) -> None:
         super().__init__(hidden_dim=hidden_dim, num_heads=num_heads, dropout=dropout, **kwargs)
-        self.multihead_attn = nn.MultiheadAttention(hidden_dim, num_heads, dropout=dropout, batch_first=True)
+        self.multihead_attn = MultiheadAttention(hidden_dim, num_heads, dropout=dropout)
         self.norm3 = nn.LayerNorm(hidden_dim)
-        self.dropout3 = nn.Dropout(dropout)
+        self.dropout3 = Dropout(dropout)
 
     def forward(
         self,
@@ -85,8 +88,8 @@ class TransformerDecoderLayer(TransformerLayer):
         memory: Tensor,
         memory_key: Tensor,
         query_position: Tensor,
-        query_mask: Tensor | None,
-        padding_mask: Tensor | None,
+        allowed_queries: Tensor | None,
+        allowed: Tensor | None,
     ) -> Tensor:
         """
         Args:
@@ -94,8 +97,8 @@ class TransformerDecoderLayer(TransformerLayer):
             memory: encoder output ``[B, S, C]``, the values of the cross-attention.
             memory_key: encoder output plus position encoding ``[B, S, C]``, its keys.
             query_position: position of the queries ``[B, N, C]``.
-            query_mask: bool ``[N, N]``, True where self-attention is forbidden, or None.
-            padding_mask: bool ``[B, S]``, True on padding, or None without padding.
+            allowed_queries: bool ``[N, N]``, False where self-attention is forbidden, or None.
+            allowed: bool ``[B, 1, 1, S]``, False on padding, or None without padding.
 
         Returns:
             ``[B, N, C]``
@@ -103,13 +106,11 @@ class TransformerDecoderLayer(TransformerLayer):
 
         def attend_queries(content: Tensor) -> Tensor:
             query = content + query_position
-            return self.self_attn(query, query, content, attn_mask=query_mask, need_weights=False)[0]
+            return self.self_attn(query, query, content, allowed=allowed_queries)
 
         def attend_image(content: Tensor) -> Tensor:
             query = content + query_position
-            return self.multihead_attn(
-                query, memory_key, memory, key_padding_mask=padding_mask, need_weights=False
-            )[0]
+            return self.multihead_attn(query, memory_key, memory, allowed=allowed)
 
         x = self.residual(x, attend_queries, self.norm1, self.dropout1)
         x = self.residual(x, attend_image, self.norm2, self.dropout2)
@@ -124,9 +125,9 @@ class TransformerEncoder(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.norm = norm
 
-    def forward(self, x: Tensor, *, position: Tensor, padding_mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, *, position: Tensor, allowed: Tensor | None) -> Tensor:
         for layer in self.layers:
-            x = layer(x, position=position, padding_mask=padding_mask)
+            x = layer(x, position=position, allowed=allowed)
         return x if self.norm is None else self.norm(x)
 
 
@@ -208,7 +209,7 @@ class Transformer(nn.Module):
         """
         Args:
             features: projected backbone features ``[B, C, H, W]``.
-            position: position encoding ``[B, C, H, W]``.
+            position: position encoding ``[B, C, H, W]``, or ``[1, C, H, W]`` for all images.
             query_position: object queries ``[B, N, C]``.
             padding_mask: bool ``[B, H, W]``, True on padding, or None if there is none.
             query_mask: bool ``[N, N]``, True where one query must not attend to another, or None.
@@ -218,14 +219,14 @@ class Transformer(nn.Module):
         """
         tokens = features.flatten(2).transpose(1, 2)
         token_position = position.flatten(2).transpose(1, 2)
-        token_padding = None if padding_mask is None else padding_mask.flatten(1)
-        memory = self.encoder(tokens, position=token_position, padding_mask=token_padding)
+        allowed = None if padding_mask is None else ~padding_mask.flatten(1)[:, None, None]
+        memory = self.encoder(tokens, position=token_position, allowed=allowed)
         states = self.decoder(
             torch.zeros_like(query_position),
             memory=memory,
             memory_key=memory + token_position,
             query_position=query_position,
-            query_mask=query_mask,
-            padding_mask=token_padding,
+            allowed_queries=None if query_mask is None else ~query_mask,
+            allowed=allowed,
         )
         return states, memory.transpose(1, 2).unflatten(2, features.shape[-2:])

@@ -4,6 +4,8 @@ import pytest
 import torch
 from helpers import RESNET18, WITHOUT_GRADIENT_AT_START, random_sample, tiny_model
 
+from updetr_d2.modeling.meta_arch.detr import padding_mask
+
 LOSSES = {"loss_ce", "loss_bbox", "loss_giou"}
 
 
@@ -79,6 +81,16 @@ def test_padding_is_masked():
 
 
 @torch.no_grad()
+def test_images_of_one_size_need_no_mask():
+    model = tiny_model("DETR").eval()
+    batch = [random_sample(64, 96), random_sample(64, 96)]
+    images = model.preprocess_images(batch)
+    assert padding_mask(images) is None
+    no_padding = torch.zeros(2, 64, 96, dtype=torch.bool)
+    torch.testing.assert_close(model.detect(images.tensor, None), model.detect(images.tensor, no_padding))
+    assert padding_mask(model.preprocess_images([*batch, random_sample(64, 64)])).sum() == 64 * 32
+
+
 def test_pixels_are_normalised_with_the_config_values():
     model = tiny_model("DETR", "MODEL.PIXEL_MEAN", [10.0, 20.0, 30.0], "MODEL.PIXEL_STD", [1.0, 2.0, 4.0])
     image = torch.tensor([11, 22, 34], dtype=torch.uint8)[:, None, None].expand(3, 32, 32)

@@ -283,6 +283,30 @@ def test_reconstruction_target_is_the_feature_of_the_matched_patch():
     assert float(losses["loss_feature"]) > 0.01
 
 
+def test_features_are_computed_of_matched_queries_only():
+    model = tiny_model("UPDETR")
+    batch = [random_sample(num_patches=5), random_sample(num_patches=3)]
+    rows = []
+    model.feature_align.register_forward_hook(lambda _, inputs, __: rows.append(inputs[0].shape[:-1]))
+    model(batch)
+    assert rows == [(2 * (5 + 3),)]  # of two layers
+    model.eval()(batch)
+    assert len(rows) == 1  # inference needs none
+    assert model.forward_heads(batch)["pred_features"].shape[:3] == (2, 2, 20)
+
+
+@pytest.mark.parametrize("deep_supervision", [True, False])
+def test_feature_losses_are_those_of_all_features(deep_supervision):
+    """Features that are computed for matched queries, and features of all queries that these are picked from."""
+    model = tiny_model("UPDETR", "MODEL.DETR.DEEP_SUPERVISION", deep_supervision)
+    model.mask_ratio = -1.0  # rand() may be 0
+    batch = [random_sample(num_patches=5), random_sample(num_patches=5)]
+    losses = model(batch)
+    heads = model.forward_heads(batch)
+    expected, _ = model.criterion(heads, model.prepare_targets(batch, heads))
+    torch.testing.assert_close(losses, expected)
+
+
 def test_bf16_autocast_keeps_boxes_and_losses_in_float32():
     model = tiny_model("UPDETR", "MODEL.UPDETR.FREEZE_BACKBONE", False)
     batch = [random_sample(64, 64, num_patches=5), random_sample(64, 96, num_patches=5)]

@@ -5,7 +5,7 @@ import platform
 import pytest
 import torch
 
-from benchmarking.timing import Measurement, measure_in_turn, peak_memory
+from benchmarking.timing import Clock, Measurement, measure_in_turn, peak_memory
 
 CPU = torch.device("cpu")
 
@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 def test_functions_run_in_turn_and_warmup_does_not_count():
     calls = []
     functions = {"ours": lambda: calls.append("o"), "reference": lambda: calls.append("r")}
-    seconds = measure_in_turn(functions, repeats=3, warmup=2, device=CPU)
+    seconds = measure_in_turn(functions, repeats=3, warmup=2, clock=Clock(CPU))
     assert "".join(calls) == "or" * 5
     assert {name: len(values) for name, values in seconds.items()} == {"ours": 3, "reference": 3}
 

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from updetr_d2.modeling.criterion import build_criterion
+from updetr_d2.modeling.folding import fold_frozen_batchnorm
+from updetr_d2.modeling.fused_resnet import fuse_resnet_blocks
 from updetr_d2.modeling.mlp import MLP
 from updetr_d2.modeling.position_encoding import SinePositionEncoding
 from updetr_d2.modeling.postprocessing import detector_postprocess
@@ -83,7 +85,7 @@ class DETR(nn.Module):
     def from_config(cls, cfg):
         detr = cfg.MODEL.DETR
         return {
-            "backbone": build_backbone(cfg),
+            "backbone": fuse_resnet_blocks(fold_frozen_batchnorm(build_backbone(cfg))),
             "in_feature": detr.IN_FEATURE,
             "transformer": Transformer(
                 hidden_dim=detr.HIDDEN_DIM,
@@ -163,8 +165,8 @@ class DETR(nn.Module):
         heads = self.detect(self.normalize(pixels).masked_fill(padding[:, None], 0.0), padding)
         return heads["pred_logits"][-1], heads["pred_boxes"][-1]
 
-    def detect(self, images: Tensor, image_padding: Tensor) -> dict[str, Tensor]:
-        """:meth:`forward_heads` on normalised images ``[B, 3, H, W]`` and their padding ``[B, H, W]``."""
+    def detect(self, images: Tensor, image_padding: Tensor | None) -> dict[str, Tensor]:
+        """:meth:`forward_heads` on normalised images ``[B, 3, H, W]`` and their padding ``[B, H, W]`` if any."""
         features = self.backbone(images)[self.in_feature]
         query_position = self.query_embed.weight.expand(images.shape[0], -1, -1)
         states, _ = self.run_transformer(features, image_padding, query_position)
@@ -173,14 +175,14 @@ class DETR(nn.Module):
     def run_transformer(
         self,
         features: Tensor,
-        image_padding: Tensor,
+        image_padding: Tensor | None,
         query_position: Tensor,
         query_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """
         Args:
             features: backbone features ``[B, D, h, w]``.
-            image_padding: bool ``[B, H, W]`` of the images, True on padding.
+            image_padding: bool ``[B, H, W]`` of the images, True on padding, or None without padding.
             query_position: object queries ``[B, N, C]``.
             query_mask: bool ``[N, N]``, True where self-attention is forbidden, or None.
 
@@ -193,14 +195,17 @@ class DETR(nn.Module):
     def attend(
         self,
         projected: Tensor,
-        feature_padding: Tensor,
+        feature_padding: Tensor | None,
         query_position: Tensor,
         query_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """:meth:`run_transformer` on projected features ``[B, C, h, w]`` and their padding ``[B, h, w]``."""
+        positions_of = feature_padding
+        if positions_of is None:  # the same for all images
+            positions_of = torch.zeros(1, *projected.shape[-2:], dtype=torch.bool, device=projected.device)
         return self.transformer(
             projected,
-            position=self.position_encoding(feature_padding),
+            position=self.position_encoding(positions_of),
             query_position=query_position,
             padding_mask=feature_padding,
             query_mask=query_mask,
@@ -229,8 +234,10 @@ class DETR(nn.Module):
         ]
 
 
-def padding_mask(images: ImageList) -> Tensor:
-    """bool ``[B, H, W]``, True on the padding of a batch; one transfer from the host."""
+def padding_mask(images: ImageList) -> Tensor | None:
+    """bool ``[B, H, W]``, True on the padding of a batch, or None if there is none; one transfer from the host."""
+    if all(tuple(size) == images.tensor.shape[-2:] for size in images.image_sizes):
+        return None
     sizes = torch.tensor(images.image_sizes).to(images.tensor.device, non_blocking=True)
     return size_padding(sizes, images.tensor.shape[-2], images.tensor.shape[-1])
 
@@ -244,8 +251,10 @@ def size_padding(sizes: Tensor, height: int, width: int) -> Tensor:
     )
 
 
-def resize_padding(padding: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_padding(padding: Tensor | None, size: tuple[int, int]) -> Tensor | None:
     """bool ``[B, H, W]`` -> ``[B, *size]`` by nearest neighbour."""
+    if padding is None:
+        return None
     return F.interpolate(padding[:, None].float(), size=size)[:, 0].bool()
 
 

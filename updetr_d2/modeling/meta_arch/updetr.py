@@ -1,5 +1,7 @@
 """UP-DETR pre-training: random query patch detection (Dai et al., CVPR 2021, arXiv 2011.09094, Section 3)."""
 
+from dataclasses import dataclass
+
 import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
@@ -105,8 +107,15 @@ class UPDETR(DETR):
         """
         return super().forward(batched_inputs)
 
+    def forward_heads(self, batched_inputs: list[dict]) -> dict[str, Tensor]:
+        """:meth:`DETR.forward_heads` plus ``pred_features`` [L,B,N,D] and ``patch_features`` [B,M,D]."""
+        heads = super().forward_heads(batched_inputs)
+        if "pred_features" in heads:
+            heads["pred_features"] = heads["pred_features"][:]
+        return heads
+
     def compute_heads(self, images: ImageList, batched_inputs: list[dict]) -> dict[str, Tensor]:
-        """:meth:`DETR.compute_heads` plus ``pred_features`` [L,B,N,D] and ``patch_features`` [B,M,D]."""
+        """:meth:`DETR.compute_heads` plus ``pred_features``, not yet computed, and ``patch_features`` [B,M,D]."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_backbone):
             features = self.backbone(images.tensor)[self.in_feature]
             patch_features = self.encode_patches(batched_inputs)
@@ -116,7 +125,7 @@ class UPDETR(DETR):
         )
         heads = {**self.predict(states), "patch_features": patch_features}
         if self.feature_align is not None:
-            heads["pred_features"] = self.feature_align(states)
+            heads["pred_features"] = LazyFeatures(self.feature_align, states)
         return heads
 
     def encode_patches(self, batched_inputs: list[dict]) -> Tensor:
@@ -172,3 +181,22 @@ class UPDETR(DETR):
                 [len(x["patches"]) for x in batched_inputs],
             )
         ]
+
+
+@dataclass
+class LazyFeatures:
+    """Reconstructed features ``[L, B, N, D]`` that are computed where they are indexed.
+
+    Training asks for those of matched queries only, a tenth of them or fewer.
+
+    Attributes:
+        head: from C channels to D.
+        states: decoder states ``[L, B, N, C]``.
+    """
+
+    head: nn.Module
+    states: Tensor
+
+    def __getitem__(self, index) -> Tensor:
+        """What ``features[index]`` would be, for any index of the first three dimensions."""
+        return self.head(self.states[index])
