@@ -1,5 +1,6 @@
 """A loader process that the system ends gives one sentence about what to change, wherever training is then."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -100,3 +101,18 @@ def test_the_run_ends_with_the_sentence_and_without_hanging():
     assert last.startswith(
         "RuntimeError: A loader worker was ended by the system (Killed), most likely because"
     )
+
+
+def test_workers_share_the_memory_of_a_process_that_a_launcher_has_spawned():
+    """There, new processes are spawned unless one says otherwise, and each would need a copy of the data set."""
+
+    class CannotBePickled(Dataset):
+        def __getitem__(self, index: int) -> StreamSample:
+            return StreamSample(index, {}, [])
+
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        assert [sample.position for sample in loader(CannotBePickled())] == list(range(50))
+    finally:
+        multiprocessing.set_start_method(before, force=True)

@@ -51,6 +51,8 @@ class SampleLoader:
             workers = {
                 "prefetch_factor": max(2, math.ceil(prefetch / num_workers)),
                 "worker_init_fn": _start_worker,
+                # Detectron2's launch would make it "spawn": slow to start, with a copy of the data set for each.
+                "multiprocessing_context": "fork",
             }
         self._loader = DataLoader(
             dataset,
