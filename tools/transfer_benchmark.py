@@ -16,9 +16,10 @@ import statistics
 import time
 from pathlib import Path
 
-from plot_curves import plot_curves, read_metrics
 from steps import ROOT, run_step
 from tabulate import tabulate
+
+from updetr_d2.learning_curves import plot_curves, read_metrics
 
 PRETRAIN_CONFIG = "configs/cutouts/updetr_lite0_cutouts.yaml"
 SCRATCH_CONFIG = "configs/cutouts/detr_lite0_cutouts.yaml"
