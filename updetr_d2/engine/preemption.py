@@ -59,11 +59,12 @@ class StopSignals:
         self._previous = {}
 
     def _note(self, number: int, frame) -> None:
-        is_worker = os.getpid() != self._process
-        if is_worker and self._open[0]:
+        if os.getpid() != self._process:  # in a worker
+            if not self._open[0]:
+                os._exit(0)  # the training process ends its workers; dying of the signal would be an error to it
             return
         now = time.monotonic()
-        if is_worker or (self.received and now - self._time > _SAME_REQUEST):
+        if self.received and now - self._time > _SAME_REQUEST:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         elif not self.received:
