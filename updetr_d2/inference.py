@@ -89,7 +89,7 @@ class Predictor:
     def __init__(self, cfg: CfgNode) -> None:
         self.model = load_trained_model(cfg)
         self.patch_size = cfg.INPUT.QUERY_PATCH.SIZE
-        self._resize = DETRResize((cfg.INPUT.MIN_SIZE_TEST,), cfg.INPUT.MAX_SIZE_TEST)
+        self._resize = DETRResize.from_config(cfg, is_train=False)
         self._format = cfg.INPUT.FORMAT
 
     @torch.no_grad()

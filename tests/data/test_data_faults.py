@@ -199,9 +199,3 @@ def test_evaluation_waits_as_well(folder, monkeypatch, naps):
     loader = build_test_loader(cfg, f"folder:{folder}", mapper=build_mapper(cfg, is_train=False))
     assert len(take(loader, 100)) == NUM_IMAGES
     assert naps == [0.5, 1]
-
-
-@pytest.mark.parametrize(("key", "value"), [("READ_RETRIES", -1), ("READ_RETRY_DELAY", -1.0)])
-def test_negative_values_are_an_error_that_names_the_key(folder, key, value):
-    with pytest.raises(ValueError, match=f"DATALOADER.{key} = {value}"):
-        train_loader(folder, f"DATALOADER.{key}", value)

@@ -191,7 +191,7 @@ class TestTrainLoader:
 
     def test_batches_that_cannot_be_shared_out_are_an_error(self, processes):
         processes.become(0, 3)
-        with pytest.raises(ValueError, match=r"SOLVER\.IMS_PER_BATCH = 4"):
+        with pytest.raises(ValueError, match=r"SOLVER\.IMS_PER_BATCH \(4\)"):
             toy_loader()
 
     def test_no_data_set_is_an_error(self):

@@ -1,9 +1,8 @@
 """A wrong config fails before anything is built, with one sentence that names the key."""
 
 import pytest
-from detectron2.config import get_cfg
+from helpers import tiny_cfg
 
-from updetr_d2 import add_updetr_config
 from updetr_d2.engine.validation import check_config
 
 
@@ -42,15 +41,22 @@ def test_cuda_without_a_gpu_names_the_override(monkeypatch):
 
 
 def test_batch_must_divide_among_processes(monkeypatch):
-    monkeypatch.setattr("updetr_d2.engine.validation.comm.get_world_size", lambda: 3)
-    with pytest.raises(ValueError, match=r"SOLVER\.IMS_PER_BATCH \(16\) must be a multiple .* \(3\)"):
+    monkeypatch.setattr("updetr_d2.data.loader.comm.get_world_size", lambda: 3)
+    with pytest.raises(
+        ValueError, match=r"SOLVER\.IMS_PER_BATCH \(16\) must be a positive multiple .* \(3\)"
+    ):
         check_config(valid_cfg())
 
 
+def test_what_only_our_models_read_does_not_matter_to_detectron2s():
+    cfg = tiny_cfg("DETR", "INPUT.CROP.ENABLED", True, "INPUT.MIN_SIZE_TEST", 0)
+    with pytest.raises(ValueError, match=r"INPUT\.CROP\.ENABLED"):
+        check_config(cfg)
+    cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
+    check_config(cfg)
+
+
 def valid_cfg():
-    cfg = get_cfg()
-    add_updetr_config(cfg)
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.META_ARCHITECTURE = "UPDETR"
+    cfg = tiny_cfg("UPDETR")
     check_config(cfg)
     return cfg

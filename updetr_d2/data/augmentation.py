@@ -96,9 +96,9 @@ class PatchAugmentation:
                 raise ValueError(
                     f"INPUT.QUERY_PATCH.{key} = {value} is out of range: use 0 or more, for HUE 0 ... 0.5."
                 )
-        if not 0 < blur_sigma[0] <= blur_sigma[1]:
+        if len(blur_sigma) != 2 or not 0 < blur_sigma[0] <= blur_sigma[1]:
             raise ValueError(
-                f"INPUT.QUERY_PATCH.BLUR_SIGMA = {blur_sigma} is no range: use (low, high) in px."
+                f"INPUT.QUERY_PATCH.BLUR_SIGMA = {blur_sigma} is no range: use (low, high) in px with 0 < low."
             )
         self.jitter_prob = jitter_prob
         self.grayscale_prob = grayscale_prob

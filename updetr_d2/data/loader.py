@@ -58,6 +58,21 @@ def load_test_set(cfg: CfgNode, dataset_name: str) -> Sequence[dict]:
     return dataset_dicts
 
 
+def images_per_process(cfg: CfgNode) -> int:
+    """Return this process's share of ``SOLVER.IMS_PER_BATCH``.
+
+    Raises:
+        ValueError: if it cannot be shared out.
+    """
+    world_size = comm.get_world_size()
+    if cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % world_size:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH ({cfg.SOLVER.IMS_PER_BATCH}) must be a positive multiple of the number of "
+            f"processes ({world_size})."
+        )
+    return cfg.SOLVER.IMS_PER_BATCH // world_size
+
+
 def build_train_loader(
     cfg: CfgNode, *, mapper: Mapper, dataset_dicts: Sequence[dict] | None = None
 ) -> "TrainLoader":
@@ -73,24 +88,19 @@ def build_train_loader(
     Raises:
         ValueError: if the training set is empty or ``SOLVER.IMS_PER_BATCH`` cannot be shared out.
     """
-    world_size = comm.get_world_size()
-    if cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % world_size:
-        raise ValueError(
-            f"SOLVER.IMS_PER_BATCH = {cfg.SOLVER.IMS_PER_BATCH} must be a positive multiple of the number of "
-            f"processes, {world_size}."
-        )
+    batch_size = images_per_process(cfg)
     if dataset_dicts is None:
         dataset_dicts = load_training_set(cfg)
     return TrainLoader(
         _compact(dataset_dicts),
         mapper,
-        batch_size=cfg.SOLVER.IMS_PER_BATCH // world_size,
+        batch_size=batch_size,
         seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         group_by_aspect_ratio=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         max_failures=cfg.DATALOADER.MAX_CONSECUTIVE_FAILURES,
         mixed_shards=cfg.DATALOADER.MIXED_SHARDS,
-        retry=_retry_policy(cfg),
+        retry=RetryPolicy(cfg.DATALOADER.READ_RETRIES, cfg.DATALOADER.READ_RETRY_DELAY),
         pin_memory=_for_gpu(cfg),
     )
 
@@ -118,7 +128,7 @@ def build_test_loader(
         indices,
         batch_size=batch_size,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
-        retry=_retry_policy(cfg),
+        retry=RetryPolicy(cfg.DATALOADER.READ_RETRIES, cfg.DATALOADER.READ_RETRY_DELAY),
         pin_memory=_for_gpu(cfg),
     )
 
@@ -312,15 +322,6 @@ def _compact(dataset_dicts: Sequence[dict]) -> Dataset:
 def _is_wide(sample: dict) -> bool:
     height, width = sample["image"].shape[-2:]
     return width > height
-
-
-def _retry_policy(cfg: CfgNode) -> RetryPolicy:
-    retries, delay = cfg.DATALOADER.READ_RETRIES, cfg.DATALOADER.READ_RETRY_DELAY
-    if retries < 0 or delay < 0:
-        raise ValueError(
-            f"DATALOADER.READ_RETRIES = {retries} and DATALOADER.READ_RETRY_DELAY = {delay} must not be negative."
-        )
-    return RetryPolicy(retries, delay)
 
 
 def _for_gpu(cfg: CfgNode) -> bool:

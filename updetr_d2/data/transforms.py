@@ -1,7 +1,11 @@
 """Resizing of images: DETR's rule for the size, and a fast antialiased resize of 8-bit images."""
 
+import sys
+from collections.abc import Sequence
+
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from PIL import Image
 from torch.nn import functional
@@ -68,18 +72,39 @@ class DETRResize(T.Augmentation):
 
     Args:
         short_sides: lengths (px), one of which is drawn with equal probabilities.
-        max_size: limit (px) of the long side.
+        max_size: limit (px) of the long side; None for none.
+        key: config key of the short sides, for messages; that of the limit has MAX for MIN.
     """
 
-    def __init__(self, short_sides: tuple[int, ...], max_size: int) -> None:
+    def __init__(
+        self, short_sides: Sequence[int], max_size: int | None, *, key: str = "INPUT.MIN_SIZE_TRAIN"
+    ) -> None:
         super().__init__()
-        if not short_sides or min(short_sides) < 1 or max_size < 1:
+        if not short_sides or min(short_sides) < 1:
+            raise ValueError(f"{key} is {tuple(short_sides)}; it must be positive lengths in px.")
+        if max_size is None:
+            max_size = sys.maxsize
+        elif max_size < 1:
             raise ValueError(
-                f"Sides of resized images must be positive, got short sides {tuple(short_sides)} and limit "
-                f"{max_size}: set INPUT.MIN_SIZE_TRAIN/_TEST and INPUT.MAX_SIZE_TRAIN/_TEST."
+                f"{key.replace('MIN', 'MAX')} is {max_size}; it must be a positive length in px."
             )
         self.short_sides = tuple(short_sides)
         self.max_size = max_size
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, *, is_train: bool) -> "DETRResize":
+        """The resize of ``INPUT.{MIN_SIZE_TRAIN, MAX_SIZE_TRAIN}``, or of ``_TEST`` for inference.
+
+        Raises:
+            ValueError: if a value cannot be used, naming the key.
+        """
+        if not is_train:
+            return cls((cfg.INPUT.MIN_SIZE_TEST,), cfg.INPUT.MAX_SIZE_TEST, key="INPUT.MIN_SIZE_TEST")
+        if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING != "choice":
+            raise ValueError(
+                f"INPUT.MIN_SIZE_TRAIN_SAMPLING is '{cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING}'; use 'choice'."
+            )
+        return cls(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN)
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         height, width = image.shape[:2]

@@ -1,9 +1,47 @@
-"""Checks of a config before anything is built; each failure is one sentence with the key and the fix."""
+"""Checks of a config before anything is built; each failure is one sentence with the key and the fix.
+
+Values are checked where they are used; called here, these checks fail before data are listed and weights read
+instead of hours later, in the first evaluation. What Detectron2 or PyTorch would take silently, or refuse without
+naming the key, is checked here.
+"""
+
+from itertools import pairwise
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
-from detectron2.utils import comm
+from detectron2.utils.registry import Registry
+
+from updetr_d2.data.loader import images_per_process
+from updetr_d2.data.mappers.detection import build_detr_augmentations
+from updetr_d2.data.mappers.pretrain import QueryPatchDatasetMapper
+from updetr_d2.modeling.criterion import CRITERION_REGISTRY
+from updetr_d2.modeling.matcher import MATCHER_REGISTRY
+
+OUR_META_ARCHITECTURES = ("DETR", "UPDETR", "PanopticDETR", "OneShotDETR")
+
+_AT_LEAST_1 = (
+    *("MODEL.DETR.NUM_QUERIES", "MODEL.DETR.HIDDEN_DIM", "MODEL.DETR.NHEADS", "MODEL.DETR.DEC_LAYERS"),
+    *("MODEL.DETR.DIM_FEEDFORWARD", "DATALOADER.MAX_CONSECUTIVE_FAILURES", "TEST.ONESHOT.NUM_QUERIES"),
+)
+_AT_LEAST_0 = (
+    *("MODEL.DETR.NUM_CLASSES", "MODEL.DETR.ENC_LAYERS", "MODEL.MASK_HEAD.MIN_SEGMENT_AREA"),
+    *("MODEL.MATCHER.COST_CLASS", "MODEL.MATCHER.COST_BBOX", "MODEL.MATCHER.COST_GIOU"),
+    *("MODEL.CRITERION.CLASS_WEIGHT", "MODEL.CRITERION.BBOX_WEIGHT", "MODEL.CRITERION.GIOU_WEIGHT"),
+    *("MODEL.CRITERION.FEATURE_WEIGHT", "MODEL.CRITERION.MASK_WEIGHT", "MODEL.CRITERION.DICE_WEIGHT"),
+    *("DATALOADER.NUM_WORKERS", "DATALOADER.MIXED_SHARDS"),
+    *("DATALOADER.READ_RETRIES", "DATALOADER.READ_RETRY_DELAY"),
+    *("SOLVER.BASE_LR", "SOLVER.WEIGHT_DECAY", "SOLVER.WARMUP_ITERS", "SOLVER.BACKBONE_MULTIPLIER"),
+    *("SOLVER.EPOCHS", "SOLVER.CHECKPOINT_EPOCHS", "SOLVER.KEEP_CHECKPOINTS", "SOLVER.SKIP_NONFINITE_STEPS"),
+    *("TEST.EVAL_EPOCHS", "TEST.EVAL_PERIOD", "TEST.VIS_IMAGES", "TEST.ONESHOT.SEED", "VIS_PERIOD"),
+    "INPUT.QUERY_PATCH.EVAL_SEED",
+)
+_FRACTIONS = ("MODEL.MASK_HEAD.MASK_THRESHOLD", "MODEL.MASK_HEAD.SCORE_THRESHOLD")
+_POSITIVE = ("SOLVER.GAMMA", "MODEL.TIMM.FEATURE_SCALE")
+_LR_SCHEDULERS = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")  # Detectron2's
+_CLIP_TYPES = ("full_model", "norm", "value")
+_RESNET_DEPTHS = (18, 34, 50, 101, 152)
+_RESNET_FEATURES = ("stem", "res2", "res3", "res4", "res5")
 
 
 def check_config(cfg: CfgNode) -> None:
@@ -16,49 +54,113 @@ def check_config(cfg: CfgNode) -> None:
         ValueError: naming the key, its value and what it may be.
     """
     _check_registered("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY)
+    _check_ranges(cfg)
+    _check_device(cfg.MODEL.DEVICE)
+    _check_backbone(cfg)
+    _check_solver(cfg.SOLVER)
+    images_per_process(cfg)
+    if cfg.MODEL.META_ARCHITECTURE in OUR_META_ARCHITECTURES:
+        _check_detr(cfg)
+
+
+def _check_ranges(cfg: CfgNode) -> None:
+    for keys, holds, range_ in (
+        (_AT_LEAST_1, lambda value: value >= 1, "it must be at least 1"),
+        (_AT_LEAST_0, lambda value: value >= 0, "it must not be negative"),
+        (_FRACTIONS, lambda value: 0 <= value <= 1, "it must be in [0, 1]"),
+        (_POSITIVE, lambda value: value > 0, "it must be positive"),
+    ):
+        for key in keys:
+            value = _value(cfg, key)
+            _check(holds(value), f"{key} is {value}; {range_}.")
+
+
+def _check_device(device: str) -> None:
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        kind = ""
+    _check(
+        kind in ("cpu", "cuda", "mps", "xpu"), f"MODEL.DEVICE is '{device}'; use cpu or cuda (or cuda:1 ...)."
+    )
+    _check(
+        kind != "cuda" or torch.cuda.is_available(),
+        f"MODEL.DEVICE is '{device}', but torch sees no GPU here; add MODEL.DEVICE cpu.",
+    )
+
+
+def _check_backbone(cfg: CfgNode) -> None:
     _check_registered("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY)
-    world_size = comm.get_world_size()
+    if "resnet" not in cfg.MODEL.BACKBONE.NAME:
+        return
+    resnets = cfg.MODEL.RESNETS
     _check(
-        cfg.SOLVER.IMS_PER_BATCH >= 1 and cfg.SOLVER.IMS_PER_BATCH % world_size == 0,
-        f"SOLVER.IMS_PER_BATCH ({cfg.SOLVER.IMS_PER_BATCH}) must be a multiple of the number of processes "
-        f"({world_size}).",
+        resnets.DEPTH in _RESNET_DEPTHS,
+        f"MODEL.RESNETS.DEPTH is {resnets.DEPTH}; use one of {_listed(_RESNET_DEPTHS)}.",
     )
     _check(
-        not cfg.MODEL.DEVICE.startswith("cuda") or torch.cuda.is_available(),
-        f"MODEL.DEVICE is '{cfg.MODEL.DEVICE}', but torch sees no GPU here; add MODEL.DEVICE cpu.",
+        resnets.OUT_FEATURES and set(resnets.OUT_FEATURES) <= set(_RESNET_FEATURES),
+        f"MODEL.RESNETS.OUT_FEATURES is {resnets.OUT_FEATURES}; choose from {_listed(_RESNET_FEATURES)}.",
     )
-    _check(cfg.INPUT.FORMAT in ("RGB", "BGR"), f"INPUT.FORMAT is '{cfg.INPUT.FORMAT}'; use RGB or BGR.")
-    detr = cfg.MODEL.DETR
-    for name in ("NUM_QUERIES", "HIDDEN_DIM", "NHEADS", "DEC_LAYERS", "DIM_FEEDFORWARD"):
-        _check(detr[name] >= 1, f"MODEL.DETR.{name} is {detr[name]}; it must be at least 1.")
-    _check(0 <= detr.DROPOUT < 1, f"MODEL.DETR.DROPOUT is {detr.DROPOUT}; it must be in [0, 1).")
-    _check(
-        0 < cfg.MODEL.CRITERION.EOS_COEF <= 1,
-        f"MODEL.CRITERION.EOS_COEF is {cfg.MODEL.CRITERION.EOS_COEF}; it must be in (0, 1].",
-    )
-    for name in ("KEEP_CHECKPOINTS", "SKIP_NONFINITE_STEPS"):
-        _check(cfg.SOLVER[name] >= 0, f"SOLVER.{name} is {cfg.SOLVER[name]}; it must be 0 or more.")
-    _check_patches(cfg.INPUT.QUERY_PATCH)
 
 
-def _check_patches(patch: CfgNode) -> None:
-    for name in ("COLOR_JITTER_PROB", "GRAYSCALE_PROB", "BLUR_PROB"):
+def _check_solver(solver: CfgNode) -> None:
+    _check_choice("SOLVER.LR_SCHEDULER_NAME", solver.LR_SCHEDULER_NAME, _LR_SCHEDULERS)
+    _check(
+        all(a < b for a, b in pairwise(solver.STEPS)),
+        f"SOLVER.STEPS is {tuple(solver.STEPS)}; the iterations must be ascending.",
+    )
+    clip = solver.CLIP_GRADIENTS
+    if clip.ENABLED:
+        _check_choice("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", clip.CLIP_TYPE, _CLIP_TYPES)
         _check(
-            0 <= patch[name] <= 1,
-            f"INPUT.QUERY_PATCH.{name} is {patch[name]}; a probability is in [0, 1].",
+            clip.CLIP_VALUE > 0,
+            f"SOLVER.CLIP_GRADIENTS.CLIP_VALUE is {clip.CLIP_VALUE}; it must be positive.",
         )
-    for name in ("SIZE", "MIN_SIZE"):
-        _check(patch[name] >= 1, f"INPUT.QUERY_PATCH.{name} is {patch[name]}; it must be at least 1 px.")
-    low, high = patch.BLUR_SIGMA
+
+
+def _check_detr(cfg: CfgNode) -> None:
+    """Check what only our own meta-architectures read."""
+    _check_registered("MODEL.MATCHER.NAME", cfg.MODEL.MATCHER.NAME, MATCHER_REGISTRY)
+    _check_registered("MODEL.CRITERION.NAME", cfg.MODEL.CRITERION.NAME, CRITERION_REGISTRY)
+    dropout, eos_coef = cfg.MODEL.DETR.DROPOUT, cfg.MODEL.CRITERION.EOS_COEF
+    _check(0 <= dropout < 1, f"MODEL.DETR.DROPOUT is {dropout}; it must be in [0, 1).")
+    _check(0 < eos_coef <= 1, f"MODEL.CRITERION.EOS_COEF is {eos_coef}; it must be in (0, 1].")
+    for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
+        value = _value(cfg, key)
+        _check(len(value) == 3, f"{key} is {list(value)}; it must have a number for each of three channels.")
     _check(
-        0 < low <= high,
-        f"INPUT.QUERY_PATCH.BLUR_SIGMA is {patch.BLUR_SIGMA}; it must be (low, high) with 0 < low <= high.",
+        min(cfg.MODEL.PIXEL_STD) > 0,
+        f"MODEL.PIXEL_STD is {list(cfg.MODEL.PIXEL_STD)}; all three numbers must be positive.",
     )
+    _check(
+        not cfg.INPUT.CROP.ENABLED,
+        "INPUT.CROP.ENABLED is True, which these models do not read; use INPUT.DETR_CROP and set it to False.",
+    )
+    for is_train in (True, False):
+        if cfg.MODEL.META_ARCHITECTURE == "UPDETR":
+            QueryPatchDatasetMapper(cfg, is_train)
+        else:
+            build_detr_augmentations(cfg, is_train)
 
 
-def _check_registered(key: str, name: str, registry) -> None:
-    names = sorted(registered for registered, _ in registry)
-    _check(name in names, f"{key} is '{name}', which is not registered; use one of {', '.join(names)}.")
+def _value(cfg: CfgNode, key: str):
+    node = cfg
+    for part in key.split("."):
+        node = node[part]
+    return node
+
+
+def _check_registered(key: str, name: str, registry: Registry) -> None:
+    _check_choice(key, name, sorted(registered for registered, _ in registry))
+
+
+def _check_choice(key: str, value: str, choices) -> None:
+    _check(value in choices, f"{key} is '{value}'; use one of {_listed(choices)}.")
+
+
+def _listed(values) -> str:
+    return ", ".join(str(value) for value in values)
 
 
 def _check(condition: bool, message: str) -> None:

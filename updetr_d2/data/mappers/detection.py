@@ -1,7 +1,6 @@
 """Make one sample of object detection, with the augmentation of DETR (Carion et al., ECCV 2020, Appendix A.4)."""
 
 import copy
-import sys
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -112,6 +111,11 @@ class DETRDatasetMapper:
             annotation.pop("keypoints", None)
             if not self.mask_on:
                 annotation.pop("segmentation", None)
+            elif "segmentation" not in annotation:
+                raise ValueError(
+                    "MODEL.MASK_ON is True, but DATASETS.TRAIN has objects without masks ('segmentation'); set it "
+                    "to False."
+                )
             elif isinstance(annotation["segmentation"], list):
                 # As pixels, polygons are cut by a crop without a geometry library.
                 polygons = mask_util.frPyObjects(annotation["segmentation"], *original_size)
@@ -135,21 +139,18 @@ def build_detr_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentatio
         ValueError: if a value cannot be used, naming the key.
     """
     if not is_train:
-        return [DETRResize((cfg.INPUT.MIN_SIZE_TEST,), cfg.INPUT.MAX_SIZE_TEST)]
-    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING != "choice":
-        raise ValueError(
-            f"INPUT.MIN_SIZE_TRAIN_SAMPLING is {cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING!r}: DETR needs 'choice'."
-        )
+        return [DETRResize.from_config(cfg, is_train=False)]
     if cfg.INPUT.RANDOM_FLIP not in ("horizontal", "vertical", "none"):
         raise ValueError(
             f"INPUT.RANDOM_FLIP is {cfg.INPUT.RANDOM_FLIP!r}; use 'horizontal', 'vertical' or 'none'."
         )
     crop = cfg.INPUT.DETR_CROP
-    low, high = crop.CROP_SIDE_RANGE
-    if not 0 <= crop.PROB <= 1 or not 1 <= low <= high:
+    sides = tuple(crop.CROP_SIDE_RANGE)
+    if not 0 <= crop.PROB <= 1:
+        raise ValueError(f"INPUT.DETR_CROP.PROB is {crop.PROB}; a probability is in [0, 1].")
+    if len(sides) != 2 or not 1 <= sides[0] <= sides[1]:
         raise ValueError(
-            f"INPUT.DETR_CROP.PROB ({crop.PROB}) must be in [0, 1] and INPUT.DETR_CROP.CROP_SIDE_RANGE "
-            f"({low}, {high}) positive and ascending."
+            f"INPUT.DETR_CROP.CROP_SIDE_RANGE is {sides}; it must be (low, high) in px with 1 <= low <= high."
         )
     augmentations = []
     if cfg.INPUT.RANDOM_FLIP != "none":
@@ -158,9 +159,9 @@ def build_detr_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentatio
     if crop.PROB > 0:
         # The resize before the crop has no limit of the long side in the official code.
         enlarge_and_crop = [
-            DETRResize(crop.RESIZE_SIDES, max_size=sys.maxsize),
-            T.RandomCrop("absolute_range", (low, high)),
+            DETRResize(crop.RESIZE_SIDES, None, key="INPUT.DETR_CROP.RESIZE_SIDES"),
+            T.RandomCrop("absolute_range", sides),
         ]
         augmentations.append(T.RandomApply(T.AugmentationList(enlarge_and_crop), crop.PROB))
-    augmentations.append(DETRResize(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN))
+    augmentations.append(DETRResize.from_config(cfg, is_train=True))
     return augmentations

@@ -80,18 +80,9 @@ class QueryPatchDatasetMapper:
                 f"MODEL.DETR.NUM_CLASSES = {num_classes} does not fit pre-training: use 2 (as in official "
                 "checkpoints, patches have label 1) or 1."
             )
-        if is_train:
-            if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING != "choice":
-                raise ValueError(
-                    f"INPUT.MIN_SIZE_TRAIN_SAMPLING is {cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING!r}: pre-training "
-                    'needs "choice".'
-                )
-            short_sides, max_size = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN
-        else:
-            short_sides, max_size = (cfg.INPUT.MIN_SIZE_TEST,), cfg.INPUT.MAX_SIZE_TEST
         return {
             "is_train": is_train,
-            "resize": DETRResize(short_sides, max_size),
+            "resize": DETRResize.from_config(cfg, is_train=is_train),
             "num_patches": cfg.MODEL.UPDETR.NUM_PATCHES,
             "min_patch_size": cfg.INPUT.QUERY_PATCH.MIN_SIZE,
             "patch_size": cfg.INPUT.QUERY_PATCH.SIZE,
