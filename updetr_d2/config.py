@@ -106,6 +106,8 @@ def _add_model_config(cfg: CN) -> None:
     cfg.MODEL.DETR.PRE_NORM = False
     # Losses on every decoder layer, not only the last.
     cfg.MODEL.DETR.DEEP_SUPERVISION = True
+    # Keep less of the encoder for the backward pass and compute it twice: for large images and little memory.
+    cfg.MODEL.DETR.RECOMPUTE_ENCODER = False
     # Backbone feature that the transformer sees.
     cfg.MODEL.DETR.IN_FEATURE = "res5"
     # Refuse to start when MODEL.WEIGHTS holds nothing of the transformer.

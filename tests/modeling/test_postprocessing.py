@@ -45,3 +45,18 @@ def test_groups_beyond_the_patches_of_an_image_are_left_out():
     assert first.pred_patches.tolist() == [0, 0]
     torch.testing.assert_close(first.scores, torch.tensor([0.2, 0.1]))
     assert second.pred_patches.tolist() == [0, 1, 1, 0]
+
+
+def test_with_missing_patches_the_others_keep_their_order():
+    """As if the image's groups had been given alone, for every number of patches in one batch."""
+    logits, boxes = torch.randn(3, 12, 3), torch.rand(3, 12, 4)
+    sizes = [(10, 20)] * 3
+    together = query_patch_postprocess(logits, boxes, 4, sizes, [1, 4, 3])
+    for i, count in enumerate([1, 4, 3]):
+        kept = count * 3
+        (alone,) = query_patch_postprocess(
+            logits[i : i + 1, :kept], boxes[i : i + 1, :kept], count, sizes[:1], [count]
+        )
+        assert together[i].pred_patches.tolist() == alone.pred_patches.tolist()
+        torch.testing.assert_close(together[i].scores, alone.scores)
+        torch.testing.assert_close(together[i].pred_boxes.tensor, alone.pred_boxes.tensor)

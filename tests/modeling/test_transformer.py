@@ -183,6 +183,36 @@ def test_dropout_acts_in_training_only():
     torch.testing.assert_close(transformer(**arguments)[0], transformer(**arguments)[0])
 
 
+def step(transformer, arguments):
+    """Loss, gradients by name, number of values kept for the backward pass; the same random numbers every time."""
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    torch.manual_seed(1)
+    transformer.zero_grad()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = transformer(**arguments)[0].square().mean()
+    loss.backward()
+    return loss, {n: p.grad.clone() for n, p in transformer.named_parameters()}, sum(kept.values())
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_a_recomputed_encoder_has_the_same_gradients_and_keeps_less(pre_norm):
+    """With dropout: the second computation must draw the random numbers of the first."""
+    plain = build(dropout=0.3, pre_norm=pre_norm)
+    recomputed = build(dropout=0.3, pre_norm=pre_norm, recompute_encoder=True)
+    recomputed.load_state_dict(plain.state_dict())
+    arguments = inputs(height=12, width=12)
+    loss, gradients, kept = step(plain, arguments)
+    other_loss, other_gradients, other_kept = step(recomputed, arguments)
+    assert torch.equal(loss, other_loss)
+    torch.testing.assert_close(other_gradients, gradients)
+    assert other_kept < 0.5 * kept
+
+
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match=r"HIDDEN_DIM \(30\) must be a multiple of MODEL.DETR.NHEADS \(4\)"):
         build(hidden_dim=30)

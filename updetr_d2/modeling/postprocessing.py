@@ -54,9 +54,13 @@ def query_patch_postprocess(
     best = group_scores.argmax(dim=-1) + group_size * torch.arange(num_patches, device=scores.device)
     others = scores.scatter(1, best, -1).argsort(dim=1, descending=True)[:, : scores.shape[1] - num_patches]
     order = torch.cat((best, others), dim=1)
+    num_kept = torch.tensor(counts).to(order.device, non_blocking=True) * group_size
+    # Queries of missing patches go to the end: how many are left is known on the host, which waits for nothing.
+    missing_last = (order >= num_kept[:, None]).to(torch.uint8).argsort(dim=1, stable=True)
+    order = order.gather(1, missing_last)
     results = []
     for image, (size, count) in enumerate(zip(sizes, counts)):
-        kept = order[image][order[image] < count * group_size]
+        kept = order[image, : count * group_size]
         results.append(
             Instances(
                 size,

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from updetr_d2.modeling.attention import MultiheadAttention
 from updetr_d2.modeling.dropout import Dropout
@@ -120,14 +121,20 @@ class TransformerDecoderLayer(TransformerLayer):
 class TransformerEncoder(nn.Module):
     """A stack of encoder layers, with a final layer norm in the pre-norm form only."""
 
-    def __init__(self, layers: list[TransformerEncoderLayer], norm: nn.LayerNorm | None) -> None:
+    def __init__(
+        self, layers: list[TransformerEncoderLayer], norm: nn.LayerNorm | None, *, recompute: bool = False
+    ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.norm = norm
+        self.recompute = recompute
 
     def forward(self, x: Tensor, *, position: Tensor, allowed: Tensor | None) -> Tensor:
         for layer in self.layers:
-            x = layer(x, position=position, allowed=allowed)
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(layer, x, position=position, allowed=allowed, use_reentrant=False)
+            else:
+                x = layer(x, position=position, allowed=allowed)
         return x if self.norm is None else self.norm(x)
 
 
@@ -157,6 +164,8 @@ class Transformer(nn.Module):
         dim_feedforward: hidden width of the feed-forward networks.
         dropout: probability, in [0, 1).
         pre_norm: pre-norm layers (UP-DETR) instead of post-norm ones (DETR).
+        recompute_encoder: keep only the input of each encoder layer for the backward pass, which then computes the
+            layer again: less memory, more time, the same gradients.
 
     Raises:
         ValueError: if ``num_heads`` does not divide ``hidden_dim``.
@@ -172,6 +181,7 @@ class Transformer(nn.Module):
         dim_feedforward: int = 2048,
         dropout: float = 0.1,
         pre_norm: bool = False,
+        recompute_encoder: bool = False,
     ) -> None:
         super().__init__()
         if hidden_dim % num_heads:
@@ -188,6 +198,7 @@ class Transformer(nn.Module):
         self.encoder = TransformerEncoder(
             [TransformerEncoderLayer(**layer_args) for _ in range(num_encoder_layers)],
             nn.LayerNorm(hidden_dim) if pre_norm else None,
+            recompute=recompute_encoder,
         )
         self.decoder = TransformerDecoder(
             [TransformerDecoderLayer(**layer_args) for _ in range(num_decoder_layers)],

@@ -19,7 +19,7 @@ def test_training_returns_the_losses_of_every_layer(pre_norm):
     losses = model([random_sample(64, 96), random_sample(96, 64, num_targets=0)])
     assert set(losses) == {name + suffix for name in LOSSES for suffix in ("", "_0", "_1")}
     assert all(torch.isfinite(loss) and loss.shape == () for loss in losses.values())
-    assert set(model.training_metrics) == {"class_error", "cardinality_error"}
+    assert set(model.training_metrics) == {"class_error", "cardinality_error", "padded_share"}
 
 
 def test_deep_supervision_off_leaves_the_last_layer():
@@ -89,6 +89,14 @@ def test_images_of_one_size_need_no_mask():
     no_padding = torch.zeros(2, 64, 96, dtype=torch.bool)
     torch.testing.assert_close(model.detect(images.tensor, None), model.detect(images.tensor, no_padding))
     assert padding_mask(model.preprocess_images([*batch, random_sample(64, 64)])).sum() == 64 * 32
+
+
+def test_the_share_of_padding_is_logged():
+    model = tiny_model("DETR")
+    model([random_sample(64, 96), random_sample(32, 48)])
+    assert float(model.training_metrics["padded_share"]) == pytest.approx(3 / 8)
+    model([random_sample(64, 96), random_sample(64, 96)])
+    assert float(model.training_metrics["padded_share"]) == 0
 
 
 def test_pixels_are_normalised_with_the_config_values():

@@ -95,6 +95,7 @@ class DETR(nn.Module):
                 dim_feedforward=detr.DIM_FEEDFORWARD,
                 dropout=detr.DROPOUT,
                 pre_norm=detr.PRE_NORM,
+                recompute_encoder=detr.RECOMPUTE_ENCODER,
             ),
             "hidden_dim": detr.HIDDEN_DIM,
             "num_queries": detr.NUM_QUERIES,
@@ -123,7 +124,9 @@ class DETR(nn.Module):
         images = self.preprocess_images(batched_inputs)
         heads = self.compute_heads(images, batched_inputs)
         if self.training:
-            losses, self.training_metrics = self.criterion(heads, self.prepare_targets(batched_inputs, heads))
+            losses, metrics = self.criterion(heads, self.prepare_targets(batched_inputs, heads))
+            padding = torch.full((), padded_share(images), device=self.device)
+            self.training_metrics = {**metrics, "padded_share": padding}
             return losses
         return self.inference(heads, images, batched_inputs)
 
@@ -240,6 +243,12 @@ def padding_mask(images: ImageList) -> Tensor | None:
         return None
     sizes = torch.tensor(images.image_sizes).to(images.tensor.device, non_blocking=True)
     return size_padding(sizes, images.tensor.shape[-2], images.tensor.shape[-1])
+
+
+def padded_share(images: ImageList) -> float:
+    """Share of the pixels of a batch that are padding, in [0, 1): work that nothing comes from."""
+    batch_size, _, height, width = images.tensor.shape
+    return 1 - sum(h * w for h, w in images.image_sizes) / (batch_size * height * width)
 
 
 def size_padding(sizes: Tensor, height: int, width: int) -> Tensor:
