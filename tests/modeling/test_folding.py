@@ -109,6 +109,26 @@ def test_copies_and_pickles_are_independent_and_hold_no_cache(images):
     assert len(used.getvalue()) == len(fresh.getvalue())
 
 
+def test_inference_mode_leaves_nothing_that_training_cannot_use(images):
+    plain = network().requires_grad_(False)
+    folded = fold_frozen_batchnorm(copy.deepcopy(plain))
+    with torch.inference_mode():
+        folded(images)
+    images.requires_grad_()
+    folded(images).sum().backward()
+    gradient, images.grad = images.grad, None
+    plain(images).sum().backward()
+    torch.testing.assert_close(gradient, images.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_made_in_inference_mode_works(images):
+    with torch.inference_mode():
+        folded = fold_frozen_batchnorm(network())
+        before = folded(images)
+        folded[0].weight.mul_(2)
+        assert not torch.allclose(folded(images), before)
+
+
 def test_autocast_gets_weights_in_its_type(images):
     plain = network().requires_grad_(False)
     folded = fold_frozen_batchnorm(copy.deepcopy(plain))

@@ -84,3 +84,23 @@ def test_a_reference_with_other_losses_is_refused():
         reference.bbox_embed.layers[0].weight.mul_(1.1)
     with pytest.raises(AssertionError, match="loss_bbox"):
         check_same_losses(model, reference, samples)
+
+
+def test_criterion_compares_losses_with_their_gradient(tmp_path):
+    report = run(tmp_path, "criterion", "--batch-sizes", "2", "--targets", "4")
+    (row,) = report["measurements"]
+    assert row["name"] == "criterion, 2 layers, batch 2, 4 targets" and row["ratio"]
+
+
+def test_mask_head_measures_matched_queries_and_all(tmp_path):
+    report = run(tmp_path, "mask-head", "--image-size", "64", "64", "--targets", "2")
+    assert [row["name"] for row in report["measurements"]] == [
+        "mask head, training, 2 matched queries",
+        "mask head, inference, 20 queries",
+    ]
+
+
+def test_inference_compares_whole_predictions(tmp_path):
+    small = ("MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64")
+    (row,) = run(tmp_path, "inference", "--image-size", "64", "96", *small)["measurements"]
+    assert row["name"] == "inference, UPDETR, batch 1, 64x96" and row["ratio"]

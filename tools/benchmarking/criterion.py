@@ -29,13 +29,11 @@ def _measure(args: Namespace, cfg: CfgNode, batch_size: int) -> Measurement:
     criterion = build_criterion(cfg).to(device)
     plain = PlainCriterion(criterion)
     heads = synthetic.random_heads(cfg, batch_size=batch_size, device=device)
-    targets = synthetic.random_targets(
-        cfg, batch_size=batch_size, num_targets=args.targets, device=device
-    )
+    targets = synthetic.random_targets(cfg, batch_size=batch_size, num_targets=args.targets, device=device)
     functions = {"ours": forward_and_backward(lambda x: criterion(x, targets)[0], heads)}
     if args.compare:
         functions["reference"] = forward_and_backward(lambda x: plain(x, targets), heads)
-        check_same_losses(criterion(heads, targets)[0], plain(heads, targets))
+        assert_same_losses(criterion(heads, targets)[0], plain(heads, targets))
     seconds = measure_in_turn(functions, repeats=args.repeats, warmup=args.warmup, clock=args.clock)
     return Measurement(
         f"criterion, {len(heads['pred_logits'])} layers, batch {batch_size}, {args.targets} targets",
@@ -57,7 +55,7 @@ def forward_and_backward(losses: Callable, heads: dict[str, Tensor]) -> Callable
     return compute
 
 
-def check_same_losses(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+def assert_same_losses(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
     """Make sure that the reference computes what we do.
 
     Raises:

@@ -4,6 +4,7 @@ from argparse import ArgumentParser, Namespace
 
 import torch
 from detectron2.config import CfgNode
+from torch import nn
 
 from benchmarking import synthetic
 from benchmarking.reference_model import PlainDETR
@@ -21,31 +22,35 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
 
 
-@torch.inference_mode()
 def run(args: Namespace, cfg: CfgNode) -> list[Measurement]:
-    device = torch.device(cfg.MODEL.DEVICE)
     model = synthetic.build_random_model(cfg).eval()
     samples = synthetic.random_samples(
         cfg, batch_size=args.batch_size, size=tuple(args.image_size), num_targets=1
     )
+    reference = PlainDETR(model, cfg).eval() if args.compare else None
+    with torch.inference_mode():
+        return [_measure(args, cfg, model, reference, samples)]
+
+
+def _measure(
+    args: Namespace, cfg: CfgNode, model: nn.Module, reference: PlainDETR | None, samples: list[dict]
+) -> Measurement:
+    device = torch.device(cfg.MODEL.DEVICE)
     functions = {"ours": lambda: model(samples)}
-    if args.compare:
-        reference = PlainDETR(model, cfg).eval()
+    if reference is not None:
         check_same_heads(model.forward_heads(samples), reference.forward_heads(samples)[0])
         functions["reference"] = lambda: plain_inference(reference, samples)
     seconds = measure_in_turn(functions, repeats=args.repeats, warmup=args.warmup, clock=args.clock)
     peaks = {name: peak_memory(function, device) for name, function in functions.items()}
     height, width = args.image_size
-    return [
-        Measurement(
-            f"inference, {cfg.MODEL.META_ARCHITECTURE}, batch {args.batch_size}, {height}x{width}",
-            seconds["ours"],
-            seconds.get("reference", []),
-            images=args.batch_size,
-            peak_mib=peaks["ours"],
-            reference_peak_mib=peaks.get("reference"),
-        )
-    ]
+    return Measurement(
+        f"inference, {cfg.MODEL.META_ARCHITECTURE}, batch {args.batch_size}, {height}x{width}",
+        seconds["ours"],
+        seconds.get("reference", []),
+        images=args.batch_size,
+        peak_mib=peaks["ours"],
+        reference_peak_mib=peaks.get("reference"),
+    )
 
 
 def plain_inference(reference: PlainDETR, samples: list[dict]) -> list:
@@ -53,7 +58,9 @@ def plain_inference(reference: PlainDETR, samples: list[dict]) -> list:
     heads, _ = reference.forward_heads(samples)
     return [
         detector_postprocess(
-            heads["pred_logits"][-1, i : i + 1], heads["pred_boxes"][-1, i : i + 1], [(x["height"], x["width"])]
+            heads["pred_logits"][-1, i : i + 1],
+            heads["pred_boxes"][-1, i : i + 1],
+            [(x["height"], x["width"])],
         )
         for i, x in enumerate(samples)
     ]

@@ -191,6 +191,16 @@ class PlainDETR(nn.Module):
         self.train(model.training)
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor]:
+        """Weighted losses, as our models return them in training."""
+        heads, patch_features = self.forward_heads(batched_inputs)
+        targets = BatchTargets.from_instances(
+            [x["instances"] for x in batched_inputs], self.pixel_mean.device
+        )
+        targets.features = patch_features
+        return self.criterion(heads, targets)
+
+    def forward_heads(self, batched_inputs: list[dict]) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Outputs of all heads, and the features of the patches ``[B, M, D]`` if there are any."""
         device = self.pixel_mean.device
         images = ImageList.from_tensors(
             [(x["image"].to(device).float() - self.pixel_mean) / self.pixel_std for x in batched_inputs]
@@ -212,16 +222,16 @@ class PlainDETR(nn.Module):
         heads = {"pred_logits": self.class_embed(states), "pred_boxes": self.bbox_embed(states).sigmoid()}
         if self.with_patches and self.feature_align is not None:
             heads["pred_features"] = self.feature_align(states)
-        targets = BatchTargets.from_instances([x["instances"] for x in batched_inputs], device)
-        targets.features = patch_features
-        return self.criterion(heads, targets)
+        return heads, patch_features
 
     def add_patches(self, queries: Tensor, patch_features: Tensor) -> tuple[Tensor, Tensor]:
         """Queries with the vectors of their patches, and the additive mask between the groups."""
         vectors = self.patch2query(patch_features).repeat_interleave(self.group_size, dim=1)
-        kept = torch.rand(vectors.shape[:2], device=vectors.device) > self.mask_ratio
+        if self.training:
+            kept = torch.rand(vectors.shape[:2], device=vectors.device) > self.mask_ratio
+            vectors = vectors * kept[..., None]
         num_queries = queries.shape[1]
         mask = torch.full((num_queries, num_queries), float("-inf"), device=vectors.device)
         for start in range(0, num_queries, self.group_size):
             mask[start : start + self.group_size, start : start + self.group_size] = 0
-        return queries + vectors * kept[..., None], mask
+        return queries + vectors, mask

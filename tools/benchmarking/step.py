@@ -11,15 +11,13 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from benchmarking import synthetic
+from benchmarking.criterion import assert_same_losses
 from benchmarking.parts import PartClock
 from benchmarking.reference_model import PlainDETR
 from benchmarking.timing import Clock, Measurement, measure_in_turn, peak_memory
 from updetr_d2.engine.optimizer import build_optimizer, full_model_clip_norm
 from updetr_d2.engine.train_loop import TrainLoop
 from updetr_d2.engine.trainer import amp_dtype
-
-# Relative difference of losses that rounding explains.
-TOLERANCE = 1e-4
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -194,10 +192,4 @@ def check_same_losses(model: nn.Module, reference: nn.Module, samples: list[dict
     """
     with without_randomness(model), without_randomness(reference), torch.no_grad():
         ours, theirs = model.train()(samples), reference.train()(samples)
-    assert ours.keys() == theirs.keys(), f"losses differ: {ours.keys() ^ theirs.keys()}"
-    different = {
-        name: (float(ours[name]), float(theirs[name]))
-        for name in ours
-        if not torch.isclose(ours[name], theirs[name], rtol=TOLERANCE, atol=1e-6)
-    }
-    assert not different, f"our losses and the reference's differ: {different}"
+    assert_same_losses(ours, theirs)

@@ -81,11 +81,15 @@ class FoldedConv2d(Conv2d):
         """:meth:`fold` for features like ``x``, from the cache if no gradient is wanted."""
         if self.wants_gradient or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return self.fold()
-        key = (x.dtype, *((t.data_ptr(), t._version) for t in self._sources()))
+        sources = self._sources()
+        if any(source.is_inference() for source in sources):  # their changes are not counted
+            return self.fold()
+        key = (x.dtype, *((source.data_ptr(), source._version) for source in sources))
         if self._cache is None or self._cache[0] != key:
-            weight, bias = self.fold()
-            weight = weight.to(dtype=x.dtype, memory_format=torch.channels_last)
-            self._cache = (key, weight, bias.to(x.dtype))
+            with torch.inference_mode(False), torch.no_grad():  # so that training may use it as well
+                weight, bias = self.fold()
+                weight = weight.to(dtype=x.dtype, memory_format=torch.channels_last)
+                self._cache = (key, weight, bias.to(x.dtype))
         return self._cache[1:]
 
     def _sources(self) -> tuple[Tensor, ...]:
