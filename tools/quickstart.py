@@ -18,7 +18,7 @@ SCRATCH_CONFIG = "configs/quickstart/detr_lite0_scenes_detection.yaml"
 FINETUNE_CONFIG = "configs/quickstart/updetr_lite0_scenes_detection.yaml"
 BACKBONE = OUTPUT / "efficientnet_lite0.pth"
 CURVES = OUTPUT / "learning_curves.png"
-PATCH_METRICS = ("AP", "AP50", "AP75", "mIoU", "recall50")
+PATCH_METRICS = ("AP", "AP50", "AP75", "recall50", "mIoU", "mIoU_others")
 BOX_METRICS = ("AP", "AP50", "AP75")
 
 

@@ -36,7 +36,7 @@ ABLATIONS = {
     "query_shuffle": ["MODEL.UPDETR.QUERY_SHUFFLE", "True"],
 }
 METRICS = ("bbox/AP", "bbox/AP50", "bbox/AP75")
-PATCH_METRICS = ("query_patch/AP", "query_patch/AP50", "query_patch/mIoU")
+PATCH_METRICS = ("query_patch/AP50", "query_patch/mIoU", "query_patch/mIoU_others")
 # Without these, glibc gives the memory of every large tensor back and gets it anew: a fifth of a step on a CPU.
 MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": "1000000000",
@@ -124,9 +124,9 @@ def curves_of(folder: Path) -> dict[str, dict[int, float]]:
 
 
 def last_values(folder: Path, metrics: tuple[str, ...]) -> dict[str, float]:
-    """The metrics at the end of a run."""
+    """The metrics at the end of a run; with a single patch an image there is no mIoU_others."""
     curves = curves_of(folder)
-    return {metric: curves[metric][max(curves[metric])] for metric in metrics}
+    return {metric: curves[metric][max(curves[metric])] if metric in curves else None for metric in metrics}
 
 
 def mean_curves(folders: list[Path]) -> dict[str, dict[int, float]]:

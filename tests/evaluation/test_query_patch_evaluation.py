@@ -96,6 +96,25 @@ def test_only_the_best_query_of_each_patch_counts():
     assert results["recall50"] == pytest.approx(100)
 
 
+def test_what_a_model_reaches_without_looking_at_its_patch_is_the_level_of_the_others():
+    boxes = [[0, 0, 40, 40], [0, 0, 40, 20], [60, 60, 100, 100]]
+    found, blind = QueryPatchEvaluator(), QueryPatchEvaluator()
+    found.process([sample(boxes)], [output(boxes, [0.5] * 3)])
+    blind.process([sample(boxes)], [output([[0, 0, 40, 40]] * 3, [0.5] * 3)])
+    # Of the six pairs of a box with another patch's, two have IoU 1/2, four have none.
+    results = found.evaluate()["query_patch"]
+    assert (results["mIoU"], results["mIoU_others"]) == pytest.approx((100, 100 / 6))
+    # IoU 1, 1/2 and 0 with the three patches, each of which is twice another one's.
+    results = blind.evaluate()["query_patch"]
+    assert (results["mIoU"], results["mIoU_others"]) == pytest.approx((50, 50))
+
+
+def test_one_patch_an_image_has_no_others():
+    evaluator = QueryPatchEvaluator()
+    evaluator.process([sample([[0, 0, 50, 50]])], [output([[0, 0, 50, 50]], [0.5])])
+    assert "mIoU_others" not in evaluator.evaluate()["query_patch"]
+
+
 def test_results_and_pictures_are_written(tmp_path):
     evaluator = QueryPatchEvaluator(output_folder=str(tmp_path), num_pictures=1)
     inputs = [sample([[0, 0, 50, 50]]), sample([[0, 0, 50, 50]])]

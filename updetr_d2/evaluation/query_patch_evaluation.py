@@ -8,8 +8,7 @@ from collections import OrderedDict
 
 import numpy as np
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.structures import Boxes
-from detectron2.structures.boxes import matched_pairwise_iou
+from detectron2.structures import Boxes, pairwise_iou
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 
@@ -26,6 +25,10 @@ class QueryPatchEvaluator(DatasetEvaluator):
 
     Every query patch is a problem of its own with one true box and one prediction, the best query of the
     patch's group; the predictions of all patches are ranked by score for the AP.
+
+    ``mIoU_others`` is the mean IoU of each prediction with the true boxes of the *other* patches of its image:
+    what a model reaches that has learned where patches usually are, but does not look at its patch. Only the
+    distance of mIoU from it tells that patches are found.
 
     Args:
         output_folder: for ``query_patch_results.json`` and the pictures; None writes nothing.
@@ -44,6 +47,7 @@ class QueryPatchEvaluator(DatasetEvaluator):
     def reset(self) -> None:
         self._ious: list[np.ndarray] = []
         self._scores: list[np.ndarray] = []
+        self._ious_with_others: list[np.ndarray] = []
         self._num_drawn = 0
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
@@ -59,7 +63,10 @@ class QueryPatchEvaluator(DatasetEvaluator):
             height, width = sample["instances"].image_size
             true_boxes[:, 0::2] *= best.image_size[1] / width
             true_boxes[:, 1::2] *= best.image_size[0] / height
-            self._ious.append(matched_pairwise_iou(Boxes(true_boxes), best.pred_boxes).numpy())
+            ious = pairwise_iou(best.pred_boxes, Boxes(true_boxes)).numpy()
+            own = np.eye(num_patches, dtype=bool)
+            self._ious.append(ious[own])
+            self._ious_with_others.append(ious[~own])
             self._scores.append(best.scores.numpy())
             if comm.is_main_process() and self._num_drawn < self.num_pictures:
                 self._draw(sample, output["instances"])
@@ -77,20 +84,19 @@ class QueryPatchEvaluator(DatasetEvaluator):
     def evaluate(self) -> dict | None:
         """
         Returns:
-            on the main process ``{"query_patch": {"AP", "AP50", "AP75", "mIoU", "recall50"}}``, all in
-            percent, and the number of patches; None on the others.
+            on the main process ``{"query_patch": {"AP", "AP50", "AP75", "mIoU", "recall50", "mIoU_others"}}``,
+            all in percent, the last one only if some image has several patches; None on the others.
 
         Raises:
             ValueError: if no image could be evaluated.
         """
-        gathered = comm.gather((self._ious, self._scores))
+        gathered = comm.gather((self._ious, self._scores, self._ious_with_others))
         if not comm.is_main_process():
             return None
-        ious = list(itertools.chain.from_iterable(part[0] for part in gathered))
-        scores = list(itertools.chain.from_iterable(part[1] for part in gathered))
-        if not ious:
+        parts = [list(itertools.chain.from_iterable(part)) for part in zip(*gathered)]
+        if not parts[0]:
             raise ValueError("No image of the test set could be used: see the warnings about skipped files.")
-        ious, scores = np.concatenate(ious), np.concatenate(scores)
+        ious, scores, ious_with_others = map(np.concatenate, parts)
         ap = [average_precision(ious >= threshold, scores) for threshold in IOU_THRESHOLDS]
         results = {
             "AP": 100 * float(np.mean(ap)),
@@ -99,8 +105,9 @@ class QueryPatchEvaluator(DatasetEvaluator):
             "mIoU": 100 * float(ious.mean()),
             "recall50": 100 * float((ious >= 0.5).mean()),
         }
-        num_images = sum(len(part[0]) for part in gathered)
-        logger.info("Query patch detection on %d patches of %d images", len(ious), num_images)
+        if len(ious_with_others):
+            results["mIoU_others"] = 100 * float(ious_with_others.mean())
+        logger.info("Query patch detection on %d patches of %d images", len(ious), len(parts[0]))
         if self.output_folder:
             os.makedirs(self.output_folder, exist_ok=True)
             with open(os.path.join(self.output_folder, "query_patch_results.json"), "w") as file:
