@@ -61,7 +61,9 @@ class StopSignals:
     def _note(self, number: int, frame) -> None:
         if os.getpid() != self._process:  # in a worker
             if not self._open[0]:
-                os._exit(0)  # the training process ends its workers; dying of the signal would be an error to it
+                os._exit(
+                    0
+                )  # the training process ends its workers; dying of the signal would be an error to it
             return
         now = time.monotonic()
         if self.received and now - self._time > _SAME_REQUEST:

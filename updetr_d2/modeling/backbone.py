@@ -7,9 +7,12 @@ import difflib
 from collections.abc import Sequence
 from types import ModuleType
 
+import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
+
+from updetr_d2.modeling.timm_folding import FoldedTimmNet
 
 __all__ = ["TimmBackbone", "build_timm_backbone"]
 
@@ -64,6 +67,7 @@ class TimmBackbone(Backbone):
 
         # Only the children are registered here, so that the keys have no prefix of ours.
         self._net = (net,)
+        self._folded = FoldedTimmNet(net)
         for child_name, child in net.named_children():
             self.add_module(child_name, child)
         self._indices = {feature: indices[feature] for feature in out_features}
@@ -92,7 +96,11 @@ class TimmBackbone(Backbone):
         Returns:
             feature name -> [B, channels, H / stride, W / stride], times ``feature_scale``.
         """
-        features = self._net[0](images)
+        wants_gradient = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
+        if wants_gradient or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            features = self._net[0](images)
+        else:
+            features = self._folded(images)
         features = [feature * self.feature_scale for feature in features]
         if self._channels_last:
             features = [feature.permute(0, 3, 1, 2) for feature in features]
