@@ -16,7 +16,7 @@ DEMO_READY := $(if $(OWN_PYTHON),.python,$(VENV)/.demo-ready)
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
 SOURCES := updetr_d2 tools tests setup.py
 
-.PHONY: help setup setup-demo quickstart demo test test-fast test-all docs-check lint format clean
+.PHONY: help setup setup-demo quickstart demo figures test test-fast test-all docs-check lint format clean
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,7 +37,7 @@ $(VENV)/.ready: requirements.txt requirements-detectron2.txt setup.py pyproject.
 quickstart: $(READY)  ## pre-train a small UP-DETR on generated scenes, fine-tune it, compare (minutes)
 	@$(RUN) tools/quickstart.py
 
-setup-demo: $(DEMO_READY)  ## install what the demo page and its tests in a browser need
+setup-demo: $(DEMO_READY)  ## install what the demo page, its tests and the figures need
 
 $(VENV)/.demo-ready: requirements-demo.txt $(VENV)/.ready
 	@$(VENV)/bin/python tools/setup_environment.py demo $(VENV)
@@ -45,6 +45,9 @@ $(VENV)/.demo-ready: requirements-demo.txt $(VENV)/.ready
 
 demo: $(DEMO_READY)  ## try the quickstart's models in the browser
 	@$(RUN) tools/demo_app.py
+
+figures: $(DEMO_READY)  ## draw the pictures of the documentation anew, from the quickstart's models
+	@$(RUN) tools/make_figures.py
 
 test: $(READY)  ## all tests but the longest
 	$(PYTEST) -m "not long"

@@ -209,15 +209,15 @@ def build_page(models: dict[str, DemoModel]) -> gr.Blocks:
     return page
 
 
-def quickstart_models() -> dict[str, tuple[str, str]]:
-    """Config and weights of the quickstart's models that are there.
+def quickstart_models(folder: Path) -> dict[str, tuple[str, str]]:
+    """Config and weights of the quickstart's models that are in its output folder.
 
     Raises:
         ValueError: if there are none.
     """
     models = {}
     for tab, run in QUICKSTART_RUNS.items():
-        files = (QUICKSTART / run / "config.yaml", QUICKSTART / run / "model_final.pth")
+        files = (folder / run / "config.yaml", folder / run / "model_final.pth")
         if all(file.exists() for file in files):
             models[tab] = tuple(str(file) for file in files)
     if not models:
@@ -242,32 +242,48 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def serve(models: dict[str, DemoModel], *, host: str = "127.0.0.1", port: int | None = None) -> tuple:
+    """Build the page and serve it in the background.
+
+    Returns:
+        the page (``gr.Blocks``) and its address.
+    """
+    page = build_page(models)
+    _, url, _ = page.launch(
+        server_name=host,
+        server_port=port,
+        share=False,
+        show_error=True,
+        run_history=False,
+        footer_links=[],
+        quiet=True,
+        prevent_thread_lock=True,
+        theme=gr.themes.Default(
+            primary_hue="rose", font=["system-ui", "sans-serif"], font_mono=["monospace"]
+        ),
+        css=CSS,
+        head=f"<script>{Path(__file__).with_name('draw_box.js').read_text(encoding='utf-8')}</script>",
+    )
+    return page, url
+
+
+def load_models(wanted: dict[str, tuple[str, str]], options: list[str]) -> dict[str, DemoModel]:
+    """The models of tabs, from config and weights; ``options`` are KEY VALUE pairs for all of them."""
+    return {
+        tab: DemoModel.load(config_file, [*options, "MODEL.WEIGHTS", weights], kinds=KINDS[tab])
+        for tab, (config_file, weights) in wanted.items()
+    }
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line: serve until interrupted; returns the exit status."""
     args = get_parser().parse_intermixed_args(argv)
     setup_logger(name="updetr_d2")
     try:
-        wanted = {tab: getattr(args, tab) for tab in TABS if getattr(args, tab)} or quickstart_models()
-        models = {
-            tab: DemoModel.load(config_file, [*args.options, "MODEL.WEIGHTS", weights], kinds=KINDS[tab])
-            for tab, (config_file, weights) in wanted.items()
-        }
-        page = build_page(models)
-        _, url, _ = page.launch(
-            server_name=args.host,
-            server_port=args.port,
-            share=False,
-            show_error=True,
-            run_history=False,
-            footer_links=[],
-            quiet=True,
-            prevent_thread_lock=True,
-            theme=gr.themes.Default(
-                primary_hue="rose", font=["system-ui", "sans-serif"], font_mono=["monospace"]
-            ),
-            css=CSS,
-            head=f"<script>{Path(__file__).with_name('draw_box.js').read_text(encoding='utf-8')}</script>",
+        wanted = {tab: getattr(args, tab) for tab in TABS if getattr(args, tab)} or quickstart_models(
+            QUICKSTART
         )
+        page, url = serve(load_models(wanted, args.options), host=args.host, port=args.port)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -7,6 +7,7 @@ import matplotlib.figure
 import numpy as np
 from detectron2.structures import Boxes, Instances
 from detectron2.structures.boxes import matched_pairwise_iou
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import Rectangle
 from PIL import Image
@@ -52,9 +53,9 @@ def draw_query_patches(
     axes.imshow(image)
     axes.axis("off")
     for color, box in zip(colors, true_boxes if true_boxes is not None else ()):
-        _add_box(axes, box, color, linestyle="--", linewidth=1.5)
+        add_box(axes, box, color, linestyle="--", linewidth=1.5)
     for color, box in zip(colors, predicted_boxes):
-        _add_box(axes, box, color, linestyle="-", linewidth=2.5)
+        add_box(axes, box, color, linestyle="-", linewidth=2.5)
 
     grid = right.subplots(max(rows, 3), columns, squeeze=False).ravel()
     right.subplots_adjust(left=0.03, right=0.97, bottom=0.02, top=0.93, wspace=0.08, hspace=0.25)
@@ -62,7 +63,7 @@ def draw_query_patches(
         cell.axis("off")
     for cell, patch, color, title in zip(grid, patches, colors, titles):
         cell.imshow(patch)
-        _add_box(cell, (0, 0, patch.shape[1] - 1, patch.shape[0] - 1), color, linewidth=4)
+        add_box(cell, (0, 0, patch.shape[1] - 1, patch.shape[0] - 1), color, linewidth=4)
         cell.set_title(title, fontsize=7, pad=2)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
@@ -113,7 +114,7 @@ def draw_patch_guesses(
     colors = patch_colors(len(boxes))
     for i in reversed(range(len(boxes))):  # the first guess on top
         first = i == 0
-        _add_box(axes, boxes[i], colors[i], linewidth=4 if first else 2, alpha=1.0 if first else 0.8)
+        add_box(axes, boxes[i], colors[i], linewidth=4 if first else 2, alpha=1.0 if first else 0.8)
         corner = np.clip(boxes[i][:2], 0, (width - 1, height - 1))
         axes.text(
             *corner,
@@ -124,8 +125,8 @@ def draw_patch_guesses(
             bbox={"facecolor": colors[i], "edgecolor": "none", "alpha": 0.85, "pad": 2},
         )
     if true_box is not None:
-        _add_box(axes, true_box, "black", linewidth=3.5)
-        _add_box(axes, true_box, "white", linestyle="--", linewidth=2)
+        add_box(axes, true_box, "black", linewidth=3.5)
+        add_box(axes, true_box, "white", linestyle="--", linewidth=2)
     axes.set(xlim=(0, width), ylim=(height, 0))
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
@@ -143,6 +144,7 @@ def save_picture(picture: np.ndarray, path: str) -> None:
     Image.fromarray(picture).save(path)
 
 
-def _add_box(axes, box, color, **style) -> None:
+def add_box(axes: Axes, box: np.ndarray, color, **style) -> None:
+    """Draw the frame of a box (XYXY) in any of matplotlib's ways to name a colour."""
     x0, y0, x1, y1 = box
     axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=color, **style))

@@ -270,8 +270,7 @@ def test_mistakes_on_the_command_line_are_answered_in_a_sentence(files, monkeypa
 
 def test_the_quickstarts_models_are_the_default(files, monkeypatch):
     tool = load_tool("demo_app")
-    monkeypatch.setattr(tool, "QUICKSTART", files)
     monkeypatch.setattr(tool, "QUICKSTART_RUNS", {"patches": "UPDETR", "detection": "DETR"})
     (files / "UPDETR/model_final.pth").touch()
     config = str(files / "UPDETR/config.yaml")
-    assert tool.quickstart_models() == {"patches": (config, str(files / "UPDETR/model_final.pth"))}
+    assert tool.quickstart_models(files) == {"patches": (config, str(files / "UPDETR/model_final.pth"))}

@@ -1,0 +1,94 @@
+"""The figures of the documentation: drawn from a model alone, the same each time; each is one that docs show."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from detectron2.structures.boxes import matched_pairwise_iou
+from helpers import TOOLS, load_tool, save_tiny_model
+from PIL import Image
+
+from updetr_d2.data.mappers import build_mapper
+from updetr_d2.inference import setup_inference_config
+from updetr_d2.visualization import draw_query_patch_sample
+
+OPTIONS = ("INPUT.MIN_SIZE_TEST", 64, "INPUT.MAX_SIZE_TEST", 96, "INPUT.QUERY_PATCH.SIZE", 64)
+OPTIONS += ("INPUT.MIN_SIZE_TRAIN", (64,), "INPUT.MAX_SIZE_TRAIN", 96)
+
+
+@pytest.fixture(name="tool", scope="module")
+def _tool():
+    module = load_tool("make_figures")
+    module.setup_logger = lambda **_: None  # handlers would outlive the captured streams of a test
+    return module
+
+
+@pytest.fixture(name="quickstart")
+def _quickstart(tmp_path):
+    """The output of a quickstart with a tiny random model, whose test set is a folder of four images."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "scenes").mkdir()
+    for i in range(4):
+        pixels = Image.fromarray(rng.integers(256, size=(8, 12, 3), dtype=np.uint8))
+        pixels.resize((96, 64)).save(tmp_path / "scenes" / f"{i}.png")
+    folder = tmp_path / "quickstart" / "pretrain"
+    folder.mkdir(parents=True)
+    save_tiny_model(folder, "UPDETR", *OPTIONS, "DATASETS.TEST", (f"folder:{tmp_path / 'scenes'}",))
+    (folder / "model.pth").rename(folder / "model_final.pth")
+    return folder.parent
+
+
+def run(tool, quickstart, output, monkeypatch) -> int:
+    monkeypatch.setattr(tool, "why_no_browser", lambda: "a browser")
+    photo = str(quickstart.parent / "scenes" / "0.png")
+    return tool.main(["--quickstart", str(quickstart), "--photo", photo, "--output", str(output)])
+
+
+def test_figures_are_the_same_each_time(tool, quickstart, tmp_path, monkeypatch, capsys):
+    for name in ("first", "second"):
+        assert run(tool, quickstart, tmp_path / name, monkeypatch) == 0
+    assert "except demo_app.png: a browser is not installed" in capsys.readouterr().out
+    files = sorted(path.name for path in (tmp_path / "first").iterdir())
+    assert files == ["how_it_works.png", "query_patches.png"]
+    for name in files:
+        first, second = (np.asarray(Image.open(tmp_path / run / name)) for run in ("first", "second"))
+        np.testing.assert_array_equal(first, second)
+        assert first.std() > 20
+
+
+@torch.no_grad()
+def test_the_scene_is_the_one_whose_patches_are_found_best(tool, quickstart):
+    folder = quickstart / "pretrain"
+    cfg = setup_inference_config(
+        str(folder / "config.yaml"), ["MODEL.WEIGHTS", str(folder / "model_final.pth")]
+    )
+    model = tool.load_trained_model(cfg)
+    mapper = build_mapper(cfg, is_train=False)
+    ious, pictures = [], []
+    for path in sorted((quickstart.parent / "scenes").iterdir()):
+        sample = mapper({"file_name": str(path)})
+        found = model([sample])[0]["instances"]
+        boxes = found.pred_boxes[: len(sample["patches"])]  # the images are not resized
+        ious.append(matched_pairwise_iou(boxes, sample["instances"].gt_boxes).mean().item())
+        pictures.append(draw_query_patch_sample(sample, found, "RGB"))
+    assert len(set(ious)) == 4
+    np.testing.assert_array_equal(tool.draw_best_scene(cfg, model), pictures[int(np.argmax(ious))])
+
+
+def test_a_missing_quickstart_is_answered_in_a_sentence(tool, tmp_path, monkeypatch, capsys):
+    assert run(tool, tmp_path / "nowhere", tmp_path / "out", monkeypatch) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "run `make quickstart` first" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_pictures_are_drawn_for_pages_that_show_them(tool):
+    """None is drawn for nothing, and none lies about that no page shows."""
+    root = TOOLS.parent
+    pages = [root / "README.md", *(root / "docs").glob("*.md")]
+    shown = {name for page in pages for name in re.findall(r"images/([\w.-]+)", page.read_text())}
+    drawn = set(re.findall(r"[\w-]+\.png", tool.__doc__))
+    assert drawn == {"query_patches.png", "how_it_works.png", "demo_app.png"}
+    assert drawn <= shown
+    assert {path.name for path in (root / "docs/images").iterdir()} <= shown

@@ -1,0 +1,183 @@
+#!/usr/bin/env python
+"""Draw every picture of the README and docs/ anew, from the quickstart's models. `make figures` runs it.
+
+    query_patches.png   the validation scene on which the pre-trained model finds its patches best
+    how_it_works.png    one step of pre-training on a photo, panel by panel
+    demo_app.png        the demo page in a browser (left as it is where Gradio, Playwright or Chromium is missing)
+
+The same models give the same pictures. The photo is scikit-image's cat "Chelsea" (CC0, Stefan van der Walt).
+"""
+
+import argparse
+import importlib.util
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.structures.boxes import matched_pairwise_iou
+from detectron2.utils.logger import setup_logger
+from PIL import Image
+from torch import nn
+
+from updetr_d2.data.mappers import build_mapper
+from updetr_d2.data.sources import ensure_registered
+from updetr_d2.inference import load_trained_model, setup_inference_config
+from updetr_d2.modeling.box_ops import cxcywh_to_xyxy
+from updetr_d2.modeling.matcher import build_matcher
+from updetr_d2.visualization import draw_query_patch_sample, save_picture
+from updetr_d2.visualization_method import draw_method
+
+ROOT = Path(__file__).resolve().parent.parent
+QUICKSTART = ROOT / "output" / "quickstart"
+IMAGES = ROOT / "docs" / "images"
+PHOTO_SIDE = 640  # px of the long side of the photo that is drawn
+SEED = 0  # of the patches that are cut from the photo
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+BROWSER_OPTIONS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking")
+PAGE_SIZE = {"width": 1280, "height": 900}
+DEMO_EXAMPLE = 4  # the fifth example of the demo page
+DEMO_GUESSES = 3
+
+
+@torch.no_grad()
+def draw_best_scene(cfg: CfgNode, model: nn.Module) -> np.ndarray:
+    """The image of the test set with the highest mean IoU of found and true patches."""
+    ensure_registered(cfg.DATASETS.TEST[:1])
+    mapper = build_mapper(cfg, is_train=False)
+    best, best_iou = None, -1.0
+    for item in DatasetCatalog.get(cfg.DATASETS.TEST[0]):
+        sample = mapper(item)
+        found = model([sample])[0]["instances"].to("cpu")
+        count = len(sample["patches"])
+        scale = sample["image"].shape[1] / sample["height"]
+        boxes = found.pred_boxes[:count].clone()
+        boxes.scale(scale, scale)
+        iou = matched_pairwise_iou(boxes, sample["instances"].gt_boxes).mean().item()
+        if iou > best_iou:
+            best, best_iou = (sample, found), iou
+    return draw_query_patch_sample(*best, cfg.INPUT.FORMAT)
+
+
+@torch.no_grad()
+def draw_training_step(cfg: CfgNode, model: nn.Module, photo: str) -> np.ndarray:
+    """One step of pre-training on a photo: patches as training augments them, the model's boxes, the matches."""
+    np.random.seed(SEED)
+    sample = build_mapper(cfg, is_train=True)({"file_name": photo})
+    heads = model.forward_heads([sample])
+    targets = model.prepare_targets([sample], heads)
+    matcher = build_matcher(cfg)
+    logits, boxes = heads["pred_logits"][-1:], heads["pred_boxes"][-1:]
+    matches = matcher(logits, boxes, targets)
+
+    picture = Image.open(photo).convert("RGB")
+    picture.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
+    size = np.array([*picture.size, *picture.size])
+    order = slice(None) if cfg.INPUT.FORMAT == "RGB" else slice(None, None, -1)
+    return draw_method(
+        np.asarray(picture),
+        sample["patches"].numpy().transpose(0, 2, 3, 1)[..., order],
+        cxcywh_to_xyxy(targets.boxes[0]).cpu().numpy() * size,
+        query_mask=model.group_mask(model.num_queries).cpu().numpy(),
+        predicted_boxes=cxcywh_to_xyxy(boxes[0, 0]).cpu().numpy() * size,
+        cost=matcher.cost(logits, boxes, targets)[0, 0].cpu().numpy(),
+        matched_queries=matches.query.cpu().numpy(),
+        matched_patches=matches.target.cpu().numpy(),
+    )
+
+
+def why_no_browser() -> str | None:
+    """What is missing for a picture of the demo page, None if nothing is."""
+    missing = [name for name in ("gradio", "playwright") if importlib.util.find_spec(name) is None]
+    missing += [] if any(map(shutil.which, BROWSERS)) else ["Chromium"]
+    return ", ".join(missing) or None
+
+
+def photograph_demo(quickstart: Path, path: Path) -> None:
+    """Click through the demo page in a browser without a window, and write what it shows."""
+    import demo_app
+    from playwright.sync_api import sync_playwright
+
+    page, url = demo_app.serve(demo_app.load_models(demo_app.quickstart_models(quickstart), []))
+    try:
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(
+                executable_path=next(filter(None, map(shutil.which, BROWSERS))), args=list(BROWSER_OPTIONS)
+            )
+            view = browser.new_page(viewport=PAGE_SIZE)
+            view.goto(url)
+            view.locator("button.gallery-item:visible").nth(DEMO_EXAMPLE).click()
+            filled = "[...document.querySelectorAll('.box-number input')].every(input => input.value !== '')"
+            view.wait_for_function(filled)
+            view.get_by_label("guesses shown").last.fill(str(DEMO_GUESSES))
+            view.get_by_role("button", name="Find the patch").click()
+            view.locator(".result img").wait_for()
+            view.locator(".box-rectangle").wait_for()
+            view.wait_for_load_state("networkidle")
+            view.evaluate("window.scrollTo(0, 0)")
+            view.screenshot(path=path)
+            browser.close()
+    finally:
+        page.close()
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quickstart", type=Path, default=QUICKSTART, help="its output (default: %(default)s)"
+    )
+    parser.add_argument("--photo", help="image of how_it_works.png (default: scikit-image's cat)")
+    parser.add_argument(
+        "--output", type=Path, default=IMAGES, help="folder to write to (default: %(default)s)"
+    )
+    return parser
+
+
+def default_photo() -> str:
+    """The file of scikit-image's cat.
+
+    Raises:
+        ValueError: if scikit-image is not installed.
+    """
+    spec = importlib.util.find_spec("skimage")
+    if spec is None:
+        raise ValueError(
+            "The photo comes with scikit-image: `make setup-demo` installs it, or name one with --photo."
+        )
+    return str(Path(spec.origin).parent / "data" / "chelsea.png")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    args = get_parser().parse_args(argv)
+    setup_logger(name="updetr_d2")
+    config, weights = (args.quickstart / "pretrain" / name for name in ("config.yaml", "model_final.pth"))
+    try:
+        if not (config.exists() and weights.exists()):
+            raise ValueError(
+                f"There is no {weights}: run `make quickstart` first; the figures show its models."
+            )
+        photo = args.photo or default_photo()
+        cfg = setup_inference_config(str(config), ["MODEL.WEIGHTS", str(weights)])
+        model = load_trained_model(cfg)
+        save_picture(draw_best_scene(cfg, model), str(args.output / "query_patches.png"))
+        save_picture(draw_training_step(cfg, model, photo), str(args.output / "how_it_works.png"))
+        missing = why_no_browser()
+        if missing is None:
+            photograph_demo(args.quickstart, args.output / "demo_app.png")
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    note = f", except demo_app.png: {missing} is not installed (make setup-demo)" if missing else ""
+    print(f"wrote the pictures of {args.output}{note}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
