@@ -84,6 +84,7 @@ def test_another_picture_is_searched_if_there_is_one(tmp_path, photo):
     ("box", "message"),
     [
         (NO_BOX, "There is no box yet"),
+        ((0, 0, 0, 0), "There is no box yet"),
         ((1, 2, 3, None), "There is no box yet"),
         ((10, 10, 20, 40), "10x30 px, which is too small: patches have at least 16 px"),
         ((40, 40, 10, 10), "40 40 10 10 is no box"),
@@ -136,7 +137,8 @@ def test_detections_are_listed_from_the_best_on(tmp_path, photo):
 @torch.no_grad()
 def test_one_shot_queries_are_a_box_or_a_whole_picture(tmp_path, photo):
     raw, model = load(tmp_path, "OneShotDETR", "MODEL.DETR.NUM_CLASSES", 1)
-    for box, crop in ((NO_BOX, (0, 0, 96, 64)), ((0, 0, 40, 64), (0, 0, 40, 64))):
+    whole = (0, 0, 96, 64)
+    for box, crop in ((NO_BOX, whole), ((0, 0, 0, 0), whole), ((0, 0, 40, 64), (0, 0, 40, 64))):
         _, table = find_similar(model, photo, *box, photo, 0.0)
         patch = Image.open(photo).crop(crop).resize((64, 64), Image.Resampling.BILINEAR)
         sample = {"image": tensor(Image.open(photo)), "patches": tensor(patch)[None]}

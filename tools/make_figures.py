@@ -110,12 +110,10 @@ def photograph_demo(quickstart: Path, path: Path) -> None:
             view = browser.new_page(viewport=PAGE_SIZE)
             view.goto(url)
             view.locator("button.gallery-item:visible").nth(DEMO_EXAMPLE).click()
-            filled = "[...document.querySelectorAll('.box-number input')].every(input => input.value !== '')"
-            view.wait_for_function(filled)
+            view.locator(".box-rectangle").wait_for()
             view.get_by_label("guesses shown").last.fill(str(DEMO_GUESSES))
             view.get_by_role("button", name="Find the patch").click()
             view.locator(".result img").wait_for()
-            view.locator(".box-rectangle").wait_for()
             view.wait_for_load_state("networkidle")
             view.evaluate("window.scrollTo(0, 0)")
             view.screenshot(path=path)

@@ -101,15 +101,16 @@ def cut_query(
     Args:
         model: it says how large patches are.
         image: RGB uint8 ``[H, W, 3]``.
-        box: XYXY in pixels, None where a field is empty.
+        box: XYXY in pixels, None where a field is empty; all None or all 0 is no box.
         whole_image: take the whole image if there is no box.
 
     Raises:
         VisitorError: if there is no box, or a useless one.
     """
-    if whole_image and all(value is None for value in box):
+    is_empty = not any(box)  # Gradio shows fields that nothing was entered in as 0
+    if is_empty and whole_image:
         return cut_patch(image, None, model.predictor.patch_size)
-    if any(value is None for value in box):
+    if is_empty or None in box:
         raise VisitorError(
             "There is no box yet: draw one on the picture with the mouse, or enter its corners."
         )

@@ -201,7 +201,7 @@ def test_a_box_is_drawn_with_the_mouse(page, files):
 @needs_browser
 def test_an_example_brings_its_box(page):
     page.locator("button.gallery-item:visible").first.click()
-    page.wait_for_function("[...document.querySelectorAll('.box-number input')].every(x => x.value !== '')")
+    page.wait_for_function("Number(document.querySelectorAll('.box-number input')[2].value) > 0")
     x0, y0, x1, y1 = box_of(page)
     assert 0 <= x0 < x1 <= 96 and 0 <= y0 < y1 <= 64
     page.get_by_role("button", name="Find the patch").click()
