@@ -19,7 +19,7 @@ from updetr_d2.demo_answers import (
 from updetr_d2.findings import PredictedClasses
 
 OPTIONS = ("INPUT.MIN_SIZE_TEST", 64, "INPUT.MAX_SIZE_TEST", 96, "INPUT.QUERY_PATCH.SIZE", 64)
-OPTIONS += ("INPUT.QUERY_PATCH.MIN_SIZE", 16)
+OPTIONS += ("INPUT.QUERY_PATCH.MIN_SIZE", 16, "INPUT.MIN_IMAGE_SIDE", 32)
 NO_BOX = (None, None, None, None)
 
 
