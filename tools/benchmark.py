@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from detectron2.config import CfgNode, get_cfg
 
-from benchmarking import criterion, data, inference, mask_head, matcher, step
+from benchmarking import criterion, data, inference, mask_head, matcher, scale, step
 from benchmarking.report import environment, table, write_json
 from benchmarking.timing import Clock
 from updetr_d2 import add_updetr_config
@@ -31,6 +31,7 @@ COMMANDS = {
     "criterion": criterion,
     "mask-head": mask_head,
     "inference": inference,
+    "scale": scale,
 }
 
 

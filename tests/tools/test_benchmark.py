@@ -104,3 +104,18 @@ def test_inference_compares_whole_predictions(tmp_path):
     small = ("MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64")
     (row,) = run(tmp_path, "inference", "--image-size", "64", "96", *small)["measurements"]
     assert row["name"] == "inference, UPDETR, batch 1, 64x96" and row["ratio"]
+
+
+@pytest.mark.slow
+def test_scale_changes_one_thing_at_a_time_and_compares_processes(tmp_path):
+    small = ("MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64")
+    lists = ("--batch-sizes", "1", "2", "--patches", "1", "--queries", "40", "--image-sides", "64")
+    rows = run(tmp_path, "scale", *lists, "--threads", "1", *small)["measurements"]
+    assert [row["name"] for row in rows] == [
+        "step, batch 1, side 64, patches 5, queries 20",
+        "step, batch 2, side 64, patches 5, queries 20",
+        "step, batch 1, side 64, patches 5, queries 40",
+        "step, batch 1, side 64, patches 1, queries 20",
+        "step, 2 processes, batch 1 each",
+    ]
+    assert "overhead %" in rows[-1]
