@@ -90,6 +90,9 @@ def _add_oneshot_config(cfg: CN) -> None:
 
 
 def _add_model_config(cfg: CN) -> None:
+    # Run CNN and transformer in training through torch.compile (minutes at the start; needs a C++ compiler).
+    cfg.MODEL.COMPILE = False
+
     # --- DETR ---
     cfg.MODEL.DETR = CN()
     # Foreground classes K; the class head has K + 1 outputs, the last one is "no object".

@@ -17,6 +17,7 @@ from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
 from updetr_d2.data.detection_classes import check_class_ids
 from updetr_d2.data.loader import build_test_loader, build_train_loader, load_training_set
 from updetr_d2.data.mappers import build_mapper
+from updetr_d2.engine.compilation import compile_parts
 from updetr_d2.engine.finite_check import FiniteCheck
 from updetr_d2.engine.hooks import CheckpointHook, MetricsWriter, QueryPatchPictures, SkippedFilesReport
 from updetr_d2.engine.optimizer import build_optimizer, full_model_clip_norm
@@ -48,6 +49,8 @@ class UPDETRTrainer(DefaultTrainer):
         save_config(cfg)
 
         model = self.build_model(cfg)
+        if cfg.MODEL.COMPILE:
+            compile_parts(model)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = build_train_loader(
             cfg,

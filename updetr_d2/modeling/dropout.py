@@ -21,7 +21,7 @@ def dropout(x: Tensor, p: float) -> Tensor:
         x: any shape, floating point.
         p: probability, in [0, 1).
     """
-    if x.device.type != "cpu" or p == 0:
+    if x.device.type != "cpu" or p == 0 or torch.compiler.is_compiling():
         return F.dropout(x, p)
     threshold = round(p * 2**_BITS)
     numbers = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
