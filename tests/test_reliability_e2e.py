@@ -20,6 +20,7 @@ from helpers import SMALL_PRETRAINING, run_train_net, write_photos
 from updetr_d2 import add_updetr_config
 from updetr_d2.checkpoint.files import SaveError
 from updetr_d2.engine.bad_batches import load_bad_batch, replay
+from updetr_d2.engine.preemption import STOPPED_EXIT_CODE
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.slow
 OPTIONS = (
     *SMALL_PRETRAINING,
     *("DATASETS.TEST", "()", "TEST.EVAL_PERIOD", "0"),
-    *("SOLVER.MAX_ITER", "24", "SOLVER.STEPS", "(12,)", "SOLVER.CHECKPOINT_PERIOD", "3"),
+    *("SOLVER.MAX_ITER", "36", "SOLVER.STEPS", "(12,)", "SOLVER.CHECKPOINT_PERIOD", "3"),
     *("SOLVER.KEEP_CHECKPOINTS", "3", "MODEL.UPDETR.QUERY_SHUFFLE", "True"),
 )
 # What stands before and after the script, with the number of processes.
@@ -95,8 +96,8 @@ class Run:
         main = psutil.Process(self.process.pid)
         return [main, *main.children(recursive=True)]
 
-    def finish(self, code=0, seconds=300):
-        assert self.process.wait(seconds) == code, self.text()[-4000:]
+    def finish(self, codes=(0,), seconds=300):
+        assert self.process.wait(seconds) in codes, self.text()[-4000:]
         return self.text()
 
 
@@ -139,6 +140,8 @@ def uninterrupted(photos, tmp_path_factory):
 def kill_and_resume(photos, output, *options, launcher, kills, seed):
     """Kill -9 at random moments, every second time in the middle of writing a checkpoint.
 
+    Each run gets as far as a checkpoint of its own before, so that all of them go on from another.
+
     Returns:
         number of kills, and how many of them left a half-written file.
     """
@@ -146,14 +149,13 @@ def kill_and_resume(photos, output, *options, launcher, kills, seed):
     killed = torn = 0
     flags = ()
     while killed < kills or not torn:
+        newest = max(saved_iterations(output), default=-1)
         run = Run(photos, output, *options, *flags, launcher=launcher)
         flags = ("--resume",)
-        assert run.wait_for(lambda run=run: "Starting training from iteration" in run.text()), run.text()[
-            -3000:
-        ]
-        time.sleep(rng.uniform(0.1, 1.0))
+        assert run.wait_for_iteration(newest + 1), run.text()[-3000:]
         family = run.family()
         victim = family[0] if launcher == "one" else rng.choice(family)
+        time.sleep(rng.uniform(0, 0.4))
         if killed % 2 == 0:
             run.wait_for(lambda: any(output.glob("*.pth.tmp")))
         assert run.process.poll() is None, "the run was over before it could be killed"
@@ -162,7 +164,8 @@ def kill_and_resume(photos, output, *options, launcher, kills, seed):
         assert_gone(family)
         killed += 1
         torn += any(output.glob("*.pth.tmp"))
-    Run(photos, output, *options, "--resume", launcher=launcher).finish()
+    text = Run(photos, output, *options, "--resume", launcher=launcher).finish()
+    assert "Starting training from iteration 0" not in text
     return killed, torn
 
 
@@ -188,21 +191,23 @@ def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("launcher", "num_workers"),
-    [("one", "0"), ("one", "2"), ("launch", "0"), ("launch", "2"), ("torchrun", "2")],
+    ("launcher", "num_workers", "kills"),
+    [("one", "0", 10), ("one", "2", 10), ("launch", "0", 6), ("launch", "2", 6), ("torchrun", "2", 6)],
 )
-def test_a_run_survives_many_kills(photos, tmp_path, launcher, num_workers):
-    options = ("SOLVER.MAX_ITER", "60", "SOLVER.STEPS", "(40,)", "DATALOADER.NUM_WORKERS", num_workers)
+def test_a_run_survives_many_kills(photos, tmp_path, launcher, num_workers, kills):
+    options = ("SOLVER.MAX_ITER", "120", "SOLVER.STEPS", "(40,)", "DATALOADER.NUM_WORKERS", num_workers)
     calm = Run(photos, tmp_path / "calm", *options, launcher=launcher)
     calm.finish()
-    killed, torn = kill_and_resume(photos, tmp_path / "killed", *options, launcher=launcher, kills=10, seed=3)
+    killed, torn = kill_and_resume(
+        photos, tmp_path / "killed", *options, launcher=launcher, kills=kills, seed=3
+    )
     print(f"survived {killed} kills, {torn} of them while a checkpoint was written")
-    assert killed == 10
-    assert torn >= 3
+    assert killed >= kills
+    assert torn >= kills // 3
     assert_same_weights(calm.output, tmp_path / "killed")
 
 
-def stop_and_resume(photos, output, *options, launcher, number, to, code=75):
+def stop_and_resume(photos, output, *options, launcher, number, to):
     run = Run(photos, output, *options, launcher=launcher)
     assert run.wait_for_iteration(5)
     family = run.family()
@@ -211,7 +216,8 @@ def stop_and_resume(photos, output, *options, launcher, number, to, code=75):
             process.send_signal(number)
     else:
         to(family).send_signal(number)
-    text = run.finish(code)
+    # torchrun has codes of its own, 1 or now and then that of an abort while it ends.
+    text = run.finish((1, -signal.SIGABRT) if launcher == "torchrun" else (STOPPED_EXIT_CODE,))
     assert_gone(family)
     last = (output / "last_checkpoint").read_text()
     stopped_at = int(last.removeprefix("model_").removesuffix(".pth"))
@@ -240,22 +246,22 @@ def one_rank(family):
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("launcher", "number", "to", "code"),
+    ("launcher", "number", "to"),
     [
-        ("launch", signal.SIGTERM, launcher_of, 75),
-        ("launch", signal.SIGTERM, one_rank, 75),
-        ("launch", signal.SIGTERM, "all", 75),
-        ("launch", signal.SIGINT, "all", 75),
-        ("torchrun", signal.SIGTERM, launcher_of, 1),
-        ("torchrun", signal.SIGTERM, one_rank, 1),
-        ("torchrun", signal.SIGINT, "all", 1),
+        ("launch", signal.SIGTERM, launcher_of),
+        ("launch", signal.SIGTERM, one_rank),
+        ("launch", signal.SIGTERM, "all"),
+        ("launch", signal.SIGINT, "all"),
+        ("torchrun", signal.SIGTERM, launcher_of),
+        ("torchrun", signal.SIGTERM, one_rank),
+        ("torchrun", signal.SIGINT, "all"),
     ],
 )
 def test_a_signal_stops_all_processes_with_a_checkpoint(
-    photos, uninterrupted, tmp_path, launcher, number, to, code
+    photos, uninterrupted, tmp_path, launcher, number, to
 ):
     options = ("DATALOADER.NUM_WORKERS", "2")
-    stop_and_resume(photos, tmp_path, *options, launcher=launcher, number=number, to=to, code=code)
+    stop_and_resume(photos, tmp_path, *options, launcher=launcher, number=number, to=to)
     assert_same_weights(tmp_path, uninterrupted(launcher))
 
 
