@@ -123,7 +123,7 @@ def test_a_full_disk_does_not_end_the_run_and_the_next_checkpoint_is_tried(tmp_p
         fail_to_write(patch)
         run_hook(hook, 2, 4)
     assert "model_0000003.pth was not written (No space left on device)" in caplog.text
-    assert "Training goes on; the next try is after iteration 6." in caplog.text
+    assert "Training goes on, and the next checkpoint is tried when it is due." in caplog.text
     assert checkpoints(tmp_path) == ["model_0000001.pth"]
     run_hook(hook, 4, 6)
     assert checkpoints(tmp_path) == ["model_0000005.pth"]

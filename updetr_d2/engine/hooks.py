@@ -47,9 +47,7 @@ class CheckpointHook(HookBase):
             try:
                 self.save_now()
             except files.SaveError as error:
-                logger.error(
-                    "%s Training goes on; the next try is after iteration %d.", error, done + self.period
-                )
+                logger.error("%s Training goes on, and the next checkpoint is tried when it is due.", error)
         if done >= self.trainer.max_iter:
             self._save(files.FINAL_NAME)
 
