@@ -138,6 +138,11 @@ def uninterrupted(photos, tmp_path_factory):
     return get
 
 
+def does_work(process):
+    """Whether a run cannot go on without a process; it can without the one that clears up shared memory."""
+    return not any("resource_tracker" in part for part in process.cmdline())
+
+
 def kill_and_resume(photos, output, *options, launcher, kills, seed):
     """Kill -9 at random moments, every second time in the middle of writing a checkpoint.
 
@@ -155,13 +160,14 @@ def kill_and_resume(photos, output, *options, launcher, kills, seed):
         flags = ("--resume",)
         assert run.wait_for_iteration(newest + 1), run.text()[-3000:]
         family = run.family()
-        victim = family[0] if launcher == "one" else rng.choice(family)
+        # Of several processes any one: the launcher, a rank or a loader worker of it.
+        victim = family[0] if launcher == "one" else rng.choice([each for each in family if does_work(each)])
         time.sleep(rng.uniform(0, 0.4))
         if killed % 2 == 0:
             run.wait_for(lambda: any(output.glob("*.pth.tmp")))
         assert run.process.poll() is None, "the run was over before it could be killed"
         victim.kill()
-        run.process.wait(60)
+        run.process.wait(120)
         assert_gone(family)
         killed += 1
         torn += any(output.glob("*.pth.tmp"))
@@ -193,7 +199,7 @@ def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("launcher", "num_workers", "kills"),
-    [("one", "0", 10), ("one", "2", 10), ("launch", "0", 6), ("launch", "2", 6), ("torchrun", "2", 6)],
+    [("one", "0", 10), ("one", "2", 10), ("launch", "0", 4), ("launch", "2", 4), ("torchrun", "2", 4)],
 )
 def test_a_run_survives_many_kills(photos, tmp_path, launcher, num_workers, kills):
     options = ("SOLVER.MAX_ITER", "120", "SOLVER.STEPS", "(40,)", "DATALOADER.NUM_WORKERS", num_workers)
