@@ -1,15 +1,12 @@
 """Wrong configurations end `tools/train_net.py` at its start with one sentence that names the key."""
 
-import json
-import logging
 from argparse import Namespace
 from pathlib import Path
 
-import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from helpers import load_tool, tiny_cfg
-from PIL import Image
+from tiny_coco import forget_runs, write_tiny_coco
 
 from updetr_d2.data.cache import CACHE_VARIABLE
 
@@ -201,34 +198,17 @@ CASES = [
 
 @pytest.fixture(name="root", scope="module")
 def data_sets(tmp_path_factory):
-    """Four images with a cat or a dog each."""
     root = tmp_path_factory.mktemp("faults")
-    (root / "images").mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(4):
-        pixels = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(root / "images" / f"{i}.png")
-    images = [{"id": i, "file_name": f"{i}.png", "height": 40, "width": 48} for i in range(4)]
-    box = {"bbox": [2, 2, 20, 20], "area": 400, "iscrowd": 0}
-    annotations = [{"id": i + 1, "image_id": i, "category_id": 1 + i % 2, **box} for i in range(4)]
-    categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
-    (root / "a.json").write_text(
-        json.dumps({"images": images, "annotations": annotations, "categories": categories})
-    )
+    write_tiny_coco(root)
     return root
 
 
 @pytest.fixture(autouse=True)
 def clean_up(root, monkeypatch):
-    """Forget what runs register and log to."""
     monkeypatch.setenv(CACHE_VARIABLE, str(root / "cache"))
     before = set(DatasetCatalog)
     yield
-    for name in set(DatasetCatalog) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.pop(name, None)
-    for name in ("updetr_d2", "detectron2", "fvcore"):
-        logging.getLogger(name).handlers.clear()
+    forget_runs(before)
 
 
 def start_and_train(root: Path, meta_architecture: str, options: list[str], monkeypatch) -> None:
