@@ -4,39 +4,65 @@
     python3 tools/setup_environment.py default .venv   a virtual environment with the pinned packages
     python3 tools/setup_environment.py demo .venv      adds what the demo page needs to it
     python tools/setup_environment.py own              only this package, into the environment that runs this
+    python tools/setup_environment.py lock             write requirements-lock.txt anew from requirements.txt
 
-The first two are repeated whenever the pins change.
+The first two are repeated whenever the pins change. On Linux the first installs only files whose hashes are in
+requirements-lock.txt; --no-hashes at its end installs requirements.txt without (mirrors with files of their own).
 """
 
 import importlib.util
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+LOCK = ROOT / "requirements-lock.txt"
+LOCK_HEADER = """\
+# What requirements.txt needs, all included, with the SHA-256 hashes of all files of each version: the files that
+# `make setup` may install. Made by `make lock`, for Python 3.10 - 3.12 on Linux.
+"""
+# What uv resolves for, all at once.
+LOCK_PROJECT = """\
+[project]
+name = "lock"
+version = "0"
+requires-python = ">=3.10"
+
+[tool.uv]
+environments = [
+    "sys_platform == 'linux' and platform_machine == 'x86_64' and python_full_version < '3.13'",
+    "sys_platform == 'linux' and platform_machine == 'aarch64' and python_full_version < '3.13'",
+]
+"""
 SUPPORTED = ((3, 10), (3, 11), (3, 12))
 
 
 def main() -> None:
     if sys.argv[1:2] == ["own"]:
         install_into_own_environment()
-    elif sys.argv[1:2] == ["default"] and len(sys.argv) == 3:
-        make_default_environment(Path(sys.argv[2]))
+    elif sys.argv[1:] == ["lock"]:
+        write_lock()
+    elif sys.argv[1:2] == ["default"] and sys.argv[3:] in ([], ["--no-hashes"]):
+        make_default_environment(Path(sys.argv[2]), check_hashes=sys.platform == "linux" and not sys.argv[3:])
     elif sys.argv[1:2] == ["demo"] and len(sys.argv) == 3:
         install_requirements(Path(sys.argv[2]) / "bin" / "python", "requirements-demo.txt")
     else:
         sys.exit(__doc__)
 
 
-def make_default_environment(folder: Path) -> None:
+def make_default_environment(folder: Path, *, check_hashes: bool) -> None:
     """Create or update the virtual environment ``folder`` from the requirements files."""
     python = folder / "bin" / "python"
     if not python.exists():
         run(supported_interpreter(), "-m", "venv", folder)
     say("Installing the pinned packages (PyTorch is large: this takes minutes the first time)")
     run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "uv")
-    install_requirements(python, "requirements.txt")
+    if check_hashes:
+        install_requirements(python, LOCK.name, "--require-hashes")
+    else:
+        install_requirements(python, "requirements.txt")
     say("Installing Detectron2")
     install_detectron2(python)
     say("Installing updetr_d2")
@@ -44,13 +70,28 @@ def make_default_environment(folder: Path) -> None:
     run(python, "-c", "import updetr_d2, torch; print('Ready: torch', torch.__version__)")
 
 
-def install_requirements(python: Path, file_name: str) -> None:
+def install_requirements(python: Path, file_name: str, *options: str) -> None:
     """Install a requirements file of this project into the environment of ``python``."""
     try:
-        run(python, "-m", "uv", "pip", "install", "--python", python, "-r", ROOT / file_name)
+        run(python, "-m", "uv", "pip", "install", "--python", python, *options, "-r", ROOT / file_name)
     except subprocess.CalledProcessError:
         say("uv did not manage; trying pip, which is slower")
-        run(python, "-m", "pip", "install", "-r", ROOT / file_name)
+        run(python, "-m", "pip", "install", *options, "-r", ROOT / file_name)
+
+
+def write_lock() -> None:
+    """Resolve requirements.txt, near the versions of the present lock, and write the hashes of all files."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "pyproject.toml").write_text(LOCK_PROJECT)
+        shutil.copy(ROOT / "requirements.txt", folder)
+        output = Path(folder) / "lock.txt"
+        if LOCK.exists():
+            shutil.copy(LOCK, output)
+        options = ("--generate-hashes", "--universal", "--python-version", "3.10")
+        quiet = ("--quiet", "--no-header", "--no-annotate", "-o", output.name, "requirements.txt")
+        command = (sys.executable, "-m", "uv", "pip", "compile", *options, *quiet)
+        subprocess.run(command, check=True, cwd=folder)
+        LOCK.write_text(LOCK_HEADER + output.read_text())
 
 
 def install_detectron2(python: Path) -> None:

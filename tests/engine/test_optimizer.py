@@ -55,6 +55,21 @@ def test_sgd_is_detectron2s(cfg, model):
     assert optimizer.param_groups[0]["momentum"] == cfg.SOLVER.MOMENTUM
 
 
+@pytest.mark.parametrize("name", ["ADAMW", "SGD"])
+@pytest.mark.parametrize(("kind", "clipped"), [("value", 0.25), ("norm", 0.25 / 2), ("full_model", 1.0)])
+def test_other_kinds_of_clipping_are_part_of_the_step(cfg, model, name, kind, clipped):
+    """Gradients of ones, four of them for this bias; the training loop clips the norm of the whole model."""
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    clip.ENABLED, clip.CLIP_TYPE, clip.CLIP_VALUE = True, kind, 0.25
+    cfg.SOLVER.OPTIMIZER = name
+    cfg.freeze()
+    optimizer = build_optimizer(cfg, model)
+    bias = model["backbone"].bias  # the other parameters have no gradient
+    bias.grad = torch.ones_like(bias)
+    optimizer.step()
+    torch.testing.assert_close(bias.grad, torch.full((4,), clipped))
+
+
 def test_unknown_optimizer_is_an_error(cfg, model):
     cfg.SOLVER.OPTIMIZER = "LION"
     with pytest.raises(ValueError, match=r"SOLVER\.OPTIMIZER is 'LION'; use ADAMW or SGD"):

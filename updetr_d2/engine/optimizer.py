@@ -1,5 +1,7 @@
 """Optimisers of DETR-style training through Detectron2's parameter helpers."""
 
+import functools
+
 import torch
 from detectron2.config import CfgNode
 from detectron2.solver import build_optimizer as build_sgd_optimizer
@@ -11,13 +13,26 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """AdamW with its own learning rate for the backbone (semantics of the official code), or Detectron2's SGD.
 
     Args:
-        cfg: ``SOLVER.{OPTIMIZER, BASE_LR, BACKBONE_MULTIPLIER, WEIGHT_DECAY, WEIGHT_DECAY_NORM}`` are read.
+        cfg: ``SOLVER.{OPTIMIZER, BASE_LR, BACKBONE_MULTIPLIER, WEIGHT_DECAY, WEIGHT_DECAY_NORM,
+            CLIP_GRADIENTS}`` are read; clipping of the kinds "norm" and "value" is part of each step.
         model: its parameters that require a gradient are optimised.
 
     Raises:
         ValueError: if ``SOLVER.OPTIMIZER`` is unknown.
     """
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    optimizer = _build_unclipped(cfg, model)
+    if clip.ENABLED and clip.CLIP_TYPE != "full_model":
+        optimizer.register_step_pre_hook(functools.partial(_clip_each_parameter, clip))
+    return optimizer
+
+
+def _build_unclipped(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     if cfg.SOLVER.OPTIMIZER == "SGD":
+        # Detectron2's own clipping does not know "full_model" and fails on parameters without a gradient.
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
         return build_sgd_optimizer(cfg, model)
     if cfg.SOLVER.OPTIMIZER != "ADAMW":
         raise ValueError(f"SOLVER.OPTIMIZER is '{cfg.SOLVER.OPTIMIZER}'; use ADAMW or SGD.")
@@ -37,6 +52,18 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.AdamW(parameters, **arguments, fused=True)
     except RuntimeError:  # torch 2.3 has it on GPUs only
         return torch.optim.AdamW(parameters, **arguments)
+
+
+def _clip_each_parameter(clip: CfgNode, optimizer: torch.optim.Optimizer, *_) -> None:
+    """Clip the gradient of each parameter by itself, by its values or its norm, before a step."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            if clip.CLIP_TYPE == "value":
+                nn.utils.clip_grad_value_(parameter, clip.CLIP_VALUE)
+            else:
+                nn.utils.clip_grad_norm_(parameter, clip.CLIP_VALUE, clip.NORM_TYPE)
 
 
 def full_model_clip_norm(cfg: CfgNode) -> float | None:
