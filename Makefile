@@ -16,7 +16,7 @@ DEMO_READY := $(if $(OWN_PYTHON),.python,$(VENV)/.demo-ready)
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
 SOURCES := updetr_d2 tools tests setup.py
 
-.PHONY: help setup setup-demo quickstart demo figures test test-fast test-all docs-check lint format clean
+.PHONY: help setup setup-demo quickstart demo figures test test-fast test-all docs-check lock lint format clean
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,7 +30,7 @@ else
 setup: $(READY)  ## make .venv with the pinned packages; PYTHON=... uses an environment of your own instead
 endif
 
-$(VENV)/.ready: requirements.txt requirements-detectron2.txt setup.py pyproject.toml tools/setup_environment.py
+$(VENV)/.ready: requirements-lock.txt requirements-detectron2.txt setup.py pyproject.toml tools/setup_environment.py
 	@python3 tools/setup_environment.py default $(VENV)
 	@touch $@
 
@@ -57,6 +57,9 @@ test-fast: $(READY)  ## the tests that take seconds
 
 test-all: $(READY)  ## every test
 	$(PYTEST)
+
+lock: $(READY)  ## write requirements-lock.txt anew, after a change of requirements.txt
+	@$(RUN) tools/setup_environment.py lock
 
 docs-check: $(READY)  ## what the documentation names exists
 	$(PYTEST) tests/test_docs.py
