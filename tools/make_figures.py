@@ -5,7 +5,8 @@
     how_it_works.png    one step of pre-training on a photo, panel by panel
     demo_app.png        the demo page in a browser (left as it is where Gradio, Playwright or Chromium is missing)
 
-The same models give the same pictures (of the demo page, but for some pixels). The photo is scikit-image's cat "Chelsea" (CC0, Stefan van der Walt).
+The same models give the same pictures (of the demo page, but for some pixels). The photo is scikit-image's cat
+"Chelsea" (CC0, Stefan van der Walt).
 """
 
 import argparse
