@@ -1,0 +1,82 @@
+"""The transfer benchmark's recipe: which commands run, in which order, and what it makes of their results."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import TOOLS, load_tool
+
+
+@pytest.fixture(name="tool")
+def _tool(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(TOOLS)
+    module = load_tool("transfer_benchmark")
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    yield module
+    sys.modules.pop("steps", None)
+
+
+@pytest.fixture(name="commands")
+def _commands(tool, tmp_path, monkeypatch) -> list[list[str]]:
+    """The commands that would have run; each leaves a run's files behind, of an AP that depends on its seed."""
+    ran = []
+
+    def run_step(title, command, *, result, again, environment):
+        ran.append([str(part) for part in command])
+        folder = (tmp_path / result).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        seed = int(command[command.index("SEED") + 1]) if "SEED" in command else 0
+        scratch = tool.SCRATCH in folder.name
+        records = [
+            {"iteration": i, "bbox/AP": ap, "bbox/AP50": 2 * ap, "bbox/AP75": ap / 2}
+            for i, ap in ((9, 1.0 * seed), (19, 4.0 * seed - scratch))
+        ]
+        records.append({"iteration": 19, "query_patch/AP50": 50.0, "query_patch/mIoU": 40.0})
+        (folder / "metrics.json").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+    monkeypatch.setattr(tool, "run_step", run_step)
+    return ran
+
+
+def run(tool, *arguments: str) -> dict:
+    args = tool.get_parser().parse_args([*arguments])
+    tool.main(args)
+    return json.loads((tool.ROOT / args.output / "results.json").read_text())
+
+
+def test_scratch_and_pretrained_differ_in_nothing_but_where_they_start(tool, commands):
+    run(tool, "--labeled", "500", "--seeds", "3")
+    scratch, pretrained = commands[-2:]
+    changed = [(a, b) for a, b in zip(scratch, pretrained, strict=True) if a != b]
+    assert changed == [
+        (tool.SCRATCH_CONFIG, tool.FINETUNE_CONFIG),
+        ("output/cutouts/efficientnet_lite0.pth", "output/cutouts/pretrain_updetr/model_final.pth"),
+        ("output/cutouts/scratch_500_seed3", "output/cutouts/updetr_500_seed3"),
+    ]
+    assert [Path(command[0]).name for command in commands] == [
+        *("make_cutouts.py", "convert_weights.py", "train_net.py", "train_net.py", "train_net.py")
+    ]
+
+
+def test_results_are_mean_and_spread_of_the_last_evaluations(tool, commands, capsys):
+    results = run(tool, "--labeled", "500", "2000", "--seeds", "1", "2")
+    rows = {(row["labeled_scenes"], row["start"]): row["bbox/AP"] for row in results["detection"]}
+    assert rows == {
+        (n, start): [4.0 - lower, 8.0 - lower]
+        for n in (500, 2000)
+        for start, lower in (("scratch", 1), ("updetr", 0))
+    }
+    assert results["query_patches"]["updetr"]["query_patch/mIoU"] == 40
+    printed = capsys.readouterr().out
+    assert "5.00 (3.00 – 7.00)" in printed and "6.00 (4.00 – 8.00)" in printed
+    for count in (500, 2000):
+        assert (tool.ROOT / f"output/cutouts/learning_curves_{count}.png").stat().st_size > 1000
+
+
+def test_ablations_pretrain_in_every_way_and_options_reach_every_training(tool, commands):
+    run(tool, "--ablations", "--labeled", "500", "--seeds", "1", "--", "SOLVER.MAX_ITER", "5")
+    trainings = [command for command in commands if command[0].endswith("train_net.py")]
+    assert len(trainings) == (1 + len(tool.ABLATIONS)) + (2 + len(tool.ABLATIONS))
+    assert all(command[-2:] == ["SOLVER.MAX_ITER", "5"] for command in trainings)
+    assert sum("MODEL.UPDETR.ATTENTION_MASK" in command for command in trainings) == 1
