@@ -72,8 +72,8 @@ def test_finds_the_class_that_the_patch_shows_and_not_the_others(scenes, tmp_pat
         *("INPUT.RANDOM_FLIP", "none", "INPUT.DETR_CROP.PROB", 0.0, "INPUT.MIN_SIZE_TRAIN", (128,)),
         *("MODEL.BACKBONE.FREEZE_AT", 4, "MODEL.DETR.ENC_LAYERS", 1, "MODEL.DETR.DEC_LAYERS", 2),
         *("MODEL.DETR.NUM_QUERIES", 10, "SOLVER.IMS_PER_BATCH", 8, "SOLVER.BASE_LR", 1e-3),
-        *("SOLVER.MAX_ITER", 240, "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"),
-        *("TEST.EVAL_PERIOD", 240, "SOLVER.CHECKPOINT_PERIOD", 240, "DATALOADER.NUM_WORKERS", 0, "SEED", 1),
+        *("SOLVER.MAX_ITER", 320, "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"),
+        *("TEST.EVAL_PERIOD", 320, "SOLVER.CHECKPOINT_PERIOD", 320, "DATALOADER.NUM_WORKERS", 0, "SEED", 1),
     )
     assert results["oneshot/seen_AP50"] > 90
     assert best_scores(output, absent=True).mean() < 0.1

@@ -52,12 +52,12 @@ def decoder_attention(model: nn.Module, batched_inputs: list[dict]) -> Tensor:
     attention = model.transformer.decoder.layers[-1].multihead_attn
     seen = {}
 
-    def ask_for_weights(module, args, kwargs):
-        return args, {**kwargs, "need_weights": True, "average_attn_weights": True}
+    def keep_weights(module, args, kwargs):
+        query, key, _ = args
+        seen["weights"] = module.weights(query, key, **kwargs).mean(dim=1)
 
     hooks = [
-        attention.register_forward_pre_hook(ask_for_weights, with_kwargs=True),
-        attention.register_forward_hook(lambda module, inputs, output: seen.update(weights=output[1])),
+        attention.register_forward_pre_hook(keep_weights, with_kwargs=True),
         model.input_proj.register_forward_hook(
             lambda module, inputs, output: seen.update(size=output.shape[-2:])
         ),

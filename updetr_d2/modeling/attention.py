@@ -45,6 +45,11 @@ class MultiheadAttention(nn.MultiheadAttention):
             attended = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, dropout_p=p)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
+    def weights(self, query: Tensor, key: Tensor, *, allowed: Tensor | None = None) -> Tensor:
+        """The attention weights ``[B, A, Q, S]`` of :meth:`forward` without dropout, to look at."""
+        query, key, _ = (self._split_heads(x) for x in self._project(query, key, key))
+        return _attention_weights(query, key, allowed)
+
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys and values by the stacked projection, in the fewest matrix products."""
         if query is key:
@@ -66,7 +71,11 @@ def _attend_with_fast_dropout(
     query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, p: float
 ) -> Tensor:
     """``F.scaled_dot_product_attention`` with the dropout of this package, ``[B, A, Q, C/A]``."""
+    return dropout(_attention_weights(query, key, allowed), p) @ value
+
+
+def _attention_weights(query: Tensor, key: Tensor, allowed: Tensor | None) -> Tensor:
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
     if allowed is not None:
         scores = scores.masked_fill(~allowed, float("-inf"))
-    return dropout(scores.softmax(dim=-1), p) @ value
+    return scores.softmax(dim=-1)
