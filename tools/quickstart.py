@@ -92,6 +92,7 @@ def report(before: dict, after: dict, seconds: float) -> None:
     print("\n=== Query patch detection on held-out scenes, in percent")
     patches = {"before pre-training": before, "after pre-training": after}
     print_table(patches, PATCH_METRICS)
+    print("mIoU_others: what mIoU would be if the model did not look at its patches.")
     print("\n=== Object detection on held-out scenes, in percent, after the same number of iterations")
     boxes = {"DETR from the pre-trained transformer": "finetune", "DETR from scratch": "scratch"}
     print_table({label: box_results(name) for label, name in boxes.items()}, BOX_METRICS)

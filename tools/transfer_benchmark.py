@@ -11,7 +11,6 @@ interrupted one goes on where it was. docs/EVIDENCE.md explains what is compared
 
 import argparse
 import json
-import os
 import statistics
 import time
 from pathlib import Path
@@ -37,12 +36,6 @@ ABLATIONS = {
 }
 METRICS = ("bbox/AP", "bbox/AP50", "bbox/AP75")
 PATCH_METRICS = ("query_patch/AP50", "query_patch/mIoU", "query_patch/mIoU_others")
-# Without these, glibc gives the memory of every large tensor back and gets it anew: a fifth of a step on a CPU.
-MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": "1000000000",
-    "MALLOC_TRIM_THRESHOLD_": "2000000000",
-    "MALLOC_TOP_PAD_": "200000000",
-}
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -94,13 +87,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def step(title: str, command: list, *, result: Path) -> None:
-    run_step(
-        title,
-        command,
-        result=result,
-        again="python tools/transfer_benchmark.py",
-        environment={**os.environ, **MEMORY},
-    )
+    run_step(title, command, result=result, again="python tools/transfer_benchmark.py")
 
 
 def compose_scenes(labeled: list[int]) -> None:
