@@ -19,15 +19,15 @@ ROTATION = 20  # degrees, to both sides
 MIN_VISIBLE_SHARE = 0.5
 # Side of the window that is cut from a photograph, as a share of its shorter side.
 WINDOW = (0.4, 1.0)
-# Resolution that pictures are kept at, relative to the scene's side.
-PHOTO_SCALE, STAMP_SCALE = 2.0, 1.0
+# Shorter side that photographs are kept at, relative to the scene's side.
+PHOTO_SCALE = 2.0
 
 
 class Composer:
     """Draws scenes from the assets of one split.
 
     Args:
-        stamps: objects; those with the label "" appear in scenes, but a scene with one cannot be labelled.
+        stamps: objects; those with the label "" appear in scenes without being labelled.
         photographs: backgrounds.
         size: width and height of a scene, px.
         seed: which family of scenes, >= 0.
@@ -38,12 +38,11 @@ class Composer:
     ) -> None:
         self.size = size
         self.seed = seed
-        self.objects = [(asset.label, _read_stamp(asset, round(size * STAMP_SCALE))) for asset in stamps]
         self.photos = [(asset.label, _read_photo(asset, round(size * PHOTO_SCALE))) for asset in photographs]
         # Classes are equally likely, not stamps.
         self.by_class: dict[str, list[np.ndarray]] = {}
-        for label, rgba in self.objects:
-            self.by_class.setdefault(label, []).append(rgba)
+        for asset in stamps:
+            self.by_class.setdefault(asset.label, []).append(_read_stamp(asset, max_side=size))
 
     def __call__(self, index: int) -> tuple[np.ndarray, dict]:
         """Draw one scene.
