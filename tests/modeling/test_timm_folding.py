@@ -29,7 +29,10 @@ def test_features_are_those_of_the_network(name):
     net = frozen_net(name)
     images = torch.randn(2, 3, 64, 96)
     assert _fold_neighbours(copy.deepcopy(net)) > 15
-    for found, expected in zip(FoldedTimmNet(net)(images), net(images)):
+    folded = FoldedTimmNet(net)
+    features = folded(images)
+    assert folded._folded is not net  # it would fall back to the network if the folded one were wrong
+    for found, expected in zip(features, net(images)):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=3e-5 * float(expected.std()))
 
 
