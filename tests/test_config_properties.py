@@ -96,6 +96,7 @@ PRETRAINING = {
     "MODEL.UPDETR.FEATURE_RECON": st.booleans(),
     "MODEL.UPDETR.FREEZE_BACKBONE": st.booleans(),
     "MODEL.UPDETR.ATTENTION_MASK": st.booleans(),
+    "MODEL.UPDETR.MATCH_WITHIN_GROUPS": st.booleans(),
     "INPUT.QUERY_PATCH.MIN_SIZE": st.integers(1, 8),
     "INPUT.QUERY_PATCH.COLOR_JITTER_PROB": fractions(),
     "INPUT.QUERY_PATCH.GRAYSCALE_PROB": fractions(),

@@ -1,5 +1,6 @@
 """Recipes of several commands: each is printed as one could type it, and skipped where its result is there."""
 
+import contextlib
 import os
 import shlex
 import subprocess
@@ -16,7 +17,9 @@ _MEMORY = {
 }
 
 
-def run_step(title: str, command: Sequence, *, result: Path, again: str) -> None:
+def run_step(
+    title: str, command: Sequence, *, result: Path, again: str, log: Path | None = None, threads: int = 0
+) -> None:
     """Run a command of this project unless its result is there already; stop if it fails.
 
     Args:
@@ -24,6 +27,8 @@ def run_step(title: str, command: Sequence, *, result: Path, again: str) -> None
         command: script and arguments, for this Python, in the repository's root.
         result: file that it leaves behind when it is done.
         again: the command that goes on from here, for the message if it fails.
+        log: file for what it prints, for steps that run side by side; the console without it.
+        threads: of PyTorch on the CPU; 0 leaves the choice to PyTorch and to ``OMP_NUM_THREADS``.
     """
     print(f"\n=== {title}", flush=True)
     if (ROOT / result).exists():
@@ -31,6 +36,15 @@ def run_step(title: str, command: Sequence, *, result: Path, again: str) -> None
         return
     command = [str(part) for part in command]
     print(f"python {shlex.join(command)}", flush=True)
-    status = subprocess.run([sys.executable, *command], cwd=ROOT, env={**_MEMORY, **os.environ}).returncode
+    env = {**_MEMORY, **({"OMP_NUM_THREADS": str(threads)} if threads else {}), **os.environ}
+    with contextlib.ExitStack() as stack:
+        output = None
+        if log is not None:
+            (ROOT / log).parent.mkdir(parents=True, exist_ok=True)
+            output = stack.enter_context(open(ROOT / log, "a"))
+        status = subprocess.run(
+            [sys.executable, *command], cwd=ROOT, env=env, stdout=output, stderr=output
+        ).returncode
     if status:
-        sys.exit(f"This step failed with status {status}; `{again}` goes on from here once it is mended.")
+        where = f" ({log})" if log is not None else ""
+        sys.exit(f"{title}: failed with status {status}{where}; `{again}` goes on from here once it is mended.")

@@ -3,7 +3,7 @@
 
     python tools/transfer_benchmark.py                      # the standard recipe: a table, curves and results.json
     python tools/transfer_benchmark.py --ablations          # the same for the parts of the method, one by one
-    python tools/transfer_benchmark.py --labeled 500 --seeds 0 1 2
+    python tools/transfer_benchmark.py --labeled 500 --seeds 1 2 3 --jobs 2
 
 Each step is a command that is printed and can be typed by itself; a step that is done is not repeated, and an
 interrupted one goes on where it was. docs/EVIDENCE.md explains what is compared, and with what result.
@@ -11,8 +11,10 @@ interrupted one goes on where it was. docs/EVIDENCE.md explains what is compared
 
 import argparse
 import json
+import os
 import statistics
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from steps import ROOT, run_step
@@ -48,6 +50,12 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2], help="seeds of fine-tuning, positive")
     parser.add_argument("--ablations", action="store_true", help="pre-train in each of the other ways, too")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        help="trainings side by side, each with its share of the CPU cores and its output in OUTPUT/*.log",
+    )
     parser.add_argument("--output", type=Path, default=Path("output/cutouts"), help="default: %(default)s")
     parser.add_argument(
         "opts",
@@ -67,27 +75,79 @@ def main(args: argparse.Namespace) -> None:
         ["tools/convert_weights.py", "--source", "efficientnet-lite0", "package", backbone],
         result=backbone,
     )
-    weights, patches = {SCRATCH: backbone}, {}
-    for name, changes in {METHOD: [], **(ABLATIONS if args.ablations else {})}.items():
-        folder = args.output / f"pretrain_{name}"
-        weights[name] = train(f"Pre-train: {name}", PRETRAIN_CONFIG, backbone, folder, [*changes, *opts])
-        patches[name] = last_values(folder, PATCH_METRICS)
+    pretrainings = {METHOD: [], **(ABLATIONS if args.ablations else {})}
+    folders = {name: args.output / f"pretrain_{name}" for name in pretrainings}
     runs: dict[tuple[int, str], list[Path]] = {}
-    for count in args.labeled:
-        dataset = f"coco:{DATA}/train_{count}/instances.json@{DATA}/train_{count}/images"
-        for name, initial in weights.items():
-            config = SCRATCH_CONFIG if name == SCRATCH else FINETUNE_CONFIG
-            for seed in args.seeds:
-                folder = args.output / f"{name}_{count}_seed{seed}"
-                changes = ["DATASETS.TRAIN", f"('{dataset}',)", "SEED", seed]
-                title = f"Fine-tune on {count} labelled scenes, seed {seed}: {name}"
-                train(title, config, initial, folder, [*changes, *opts])
-                runs.setdefault((count, name), []).append(folder)
+    with Trainings(args.jobs, args.output) as trainings:
+        pretrained = {
+            name: trainings.start(
+                f"Pre-train: {name}", PRETRAIN_CONFIG, backbone, folders[name], [*changes, *opts]
+            )
+            for name, changes in pretrainings.items()
+        }
+        for count in args.labeled:
+            dataset = f"coco:{DATA}/train_{count}/instances.json@{DATA}/train_{count}/images"
+            for name in (SCRATCH, *pretrainings):
+                for seed in args.seeds:
+                    folder = args.output / f"{name}_{count}_seed{seed}"
+                    runs.setdefault((count, name), []).append(folder)
+                    trainings.start(
+                        f"Fine-tune on {count} labelled scenes, seed {seed}: {name}",
+                        SCRATCH_CONFIG if name == SCRATCH else FINETUNE_CONFIG,
+                        backbone if name == SCRATCH else folders[name] / "model_final.pth",
+                        folder,
+                        ["DATASETS.TRAIN", f"('{dataset}',)", "SEED", seed, *opts],
+                        after=pretrained.get(name),
+                    )
+    patches = {name: last_values(folder, PATCH_METRICS) for name, folder in folders.items()}
     report(args.output, runs, patches, time.time() - start)
 
 
-def step(title: str, command: list, *, result: Path) -> None:
-    run_step(title, command, result=result, again="python tools/transfer_benchmark.py")
+class Trainings:
+    """Runs ``train_net.py`` with several configs, ``jobs`` of them side by side, in the order of their start.
+
+    Leaving the context waits for all of them; the first that failed ends the program.
+    """
+
+    def __init__(self, jobs: int, output: Path) -> None:
+        self.jobs = jobs
+        self.output = output
+        self.executor = ThreadPoolExecutor(jobs)
+        self.started: list[Future] = []
+
+    def __enter__(self) -> "Trainings":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        try:
+            for future in self.started:
+                future.result()
+        finally:
+            self.executor.shutdown(cancel_futures=True)
+
+    def start(
+        self, title: str, config: str, weights: Path, folder: Path, changes: list, after: Future | None = None
+    ) -> Future:
+        """Train with a config, or go on with it, once ``after`` is done; the result is in ``folder``."""
+        command = ["tools/train_net.py", "--config-file", config, "--resume", "MODEL.WEIGHTS", weights]
+        side_by_side = self.jobs > 1
+        options = {
+            "result": folder / "model_final.pth",
+            "log": self.output / f"{folder.name}.log" if side_by_side else None,
+            "threads": max(1, (os.cpu_count() or 1) // self.jobs) if side_by_side else 0,
+        }
+
+        def train() -> None:
+            if after is not None:
+                after.result()
+            step(title, [*command, "OUTPUT_DIR", folder, *changes], **options)
+
+        self.started.append(self.executor.submit(train))
+        return self.started[-1]
+
+
+def step(title: str, command: list, *, result: Path, **options) -> None:
+    run_step(title, command, result=result, again="python tools/transfer_benchmark.py", **options)
 
 
 def compose_scenes(labeled: list[int]) -> None:
@@ -96,14 +156,6 @@ def compose_scenes(labeled: list[int]) -> None:
     missing = [split for split in splits if not (ROOT / split).is_dir()]
     command = ["tools/cutouts/make_cutouts.py", "--output", DATA, "--train", *labeled]
     step("Compose the scenes of Cutouts", command, result=(missing or splits)[-1])
-
-
-def train(title: str, config: str, weights: Path, folder: Path, changes: list) -> Path:
-    """Train with a config, or go on with it, and return the path of the final weights."""
-    command = ["tools/train_net.py", "--config-file", config, "--resume", "MODEL.WEIGHTS", weights]
-    result = folder / "model_final.pth"
-    step(title, [*command, "OUTPUT_DIR", folder, *changes], result=result)
-    return result
 
 
 def curves_of(folder: Path) -> dict[str, dict[int, float]]:

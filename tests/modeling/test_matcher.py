@@ -87,6 +87,21 @@ def test_layers_and_images_are_matched_by_themselves_in_order():
     assert set(last.image.tolist()) == {0, 2, 3}
 
 
+def test_within_groups_each_target_gets_the_cheapest_query_of_its_group():
+    matcher = HungarianMatcher()
+    logits, boxes = predictions(layers=2, images=2, queries=12)
+    targets = random_targets(4, 3)
+    targets.group_size = 3
+    matches = matcher(logits, boxes, targets)
+    for layer, image in itertools.product(range(2), range(2)):
+        costs = torch.tensor(image_cost(logits[layer, image], boxes[layer, image], targets, image))
+        expected = [
+            (3 * target + int(costs[3 * target : 3 * target + 3, target].argmin()), target)
+            for target in range(targets.counts[image])
+        ]
+        assert pairs_of(matches, layer, image) == expected
+
+
 def test_more_targets_than_queries_match_every_query_once():
     logits, boxes = predictions(2, 1, 3)
     matches = HungarianMatcher()(logits, boxes, random_targets(8))

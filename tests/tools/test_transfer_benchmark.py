@@ -22,7 +22,7 @@ def _commands(tool, tmp_path, monkeypatch) -> list[list[str]]:
     """The commands that would have run; each leaves a run's files behind, of an AP that depends on its seed."""
     ran = []
 
-    def run_step(title, command, *, result, again):
+    def run_step(title, command, *, result, again, **options):
         ran.append([str(part) for part in command])
         folder = (tmp_path / result).parent
         folder.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,9 @@ from torch import Tensor
 from updetr_d2.modeling.box_ops import cxcywh_to_xyxy, generalized_iou
 from updetr_d2.modeling.targets import BatchTargets
 
+# More than every sum of costs in an image: pairs that must not be.
+FORBIDDEN = 1e6
+
 MATCHER_REGISTRY = Registry("MATCHER")
 MATCHER_REGISTRY.__doc__ = """
 Matchers: callables (logits [L,B,N,K+1], boxes [L,B,N,4], BatchTargets) -> Matches.
@@ -81,7 +84,8 @@ class HungarianMatcher:
             targets: padded targets of the B images, T at most.
 
         Returns:
-            float32 ``[L, B, N, T]``; columns of padding are meaningless.
+            float32 ``[L, B, N, T]``; columns of padding are meaningless, pairs of different groups have
+            the cost :data:`FORBIDDEN` where ``targets.group_size`` is given.
         """
         probabilities = logits.float().softmax(dim=-1)
         num_layers, _, num_queries = logits.shape[:3]
@@ -91,7 +95,12 @@ class HungarianMatcher:
         target_boxes = targets.boxes[None, :, None]
         l1 = (boxes - target_boxes).abs().sum(dim=-1)
         giou = generalized_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(target_boxes))
-        return self.cost_bbox * l1 - self.cost_class * class_probability - self.cost_giou * giou
+        cost = self.cost_bbox * l1 - self.cost_class * class_probability - self.cost_giou * giou
+        if targets.group_size is not None:
+            group = torch.arange(num_queries, device=cost.device) // targets.group_size
+            target = torch.arange(targets.labels.shape[1], device=cost.device)
+            cost = cost.masked_fill(group[:, None] != target, FORBIDDEN)
+        return cost
 
     @torch.no_grad()
     def __call__(self, logits: Tensor, boxes: Tensor, targets: BatchTargets) -> Matches:

@@ -19,6 +19,7 @@ class BatchTargets:
         counts: number of targets of every image, on the host.
         masks: bool ``[B, T, H, W]`` of the padded images, False on padding, or None.
         features: ``[B, T, D]`` features to reconstruct, or None.
+        group_size: G if target j may be matched by the queries j·G to (j + 1)·G − 1 only; None for any query.
     """
 
     labels: Tensor
@@ -26,6 +27,7 @@ class BatchTargets:
     counts: list[int]
     masks: Tensor | None = None
     features: Tensor | None = None
+    group_size: int | None = None
 
     @classmethod
     def from_instances(cls, instances: list[Instances], device: torch.device) -> "BatchTargets":

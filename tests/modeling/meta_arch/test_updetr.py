@@ -98,6 +98,20 @@ def test_queries_of_a_group_see_each_other():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("within_groups", [False, True])
+def test_a_box_found_by_the_query_of_another_patch_counts_unless_matched_within_groups(within_groups):
+    options = ("MODEL.UPDETR.NUM_PATCHES", 5, "MODEL.UPDETR.MATCH_WITHIN_GROUPS", within_groups)
+    model = tiny_model("UPDETR", *options)
+    sample = random_sample(num_patches=5)
+    heads = model.forward_heads([sample])
+    targets = model.prepare_targets([sample], heads)
+    found = targets.boxes.roll(1, dims=1).repeat_interleave(4, dim=1)  # each by the next patch's queries
+    heads["pred_boxes"] = found.expand_as(heads["pred_boxes"])
+    losses, _ = model.criterion(heads, targets)
+    assert (losses["loss_bbox"] > 0.1) == within_groups
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_fewer_patches_predict_what_they_do_among_all(count):
     model = tiny_model("UPDETR").eval()

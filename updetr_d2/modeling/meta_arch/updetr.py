@@ -29,6 +29,7 @@ class UPDETR(DETR):
         mask_ratio: probability that a query loses its patch in training, in [0, 1).
         query_shuffle: permute the object query embeddings in training.
         attention_mask: keep queries of different groups from attending to each other.
+        match_within_groups: match the box of a patch with queries of its own group only.
         feature_recon: reconstruct the patch feature from each query.
         freeze_backbone: change nothing of the CNN, neither weights nor BatchNorm statistics.
         **detr_args: as for :class:`DETR`.
@@ -47,6 +48,7 @@ class UPDETR(DETR):
         mask_ratio: float = 0.1,
         query_shuffle: bool = False,
         attention_mask: bool = True,
+        match_within_groups: bool = False,
         feature_recon: bool = True,
         freeze_backbone: bool = True,
         **detr_args,
@@ -65,6 +67,7 @@ class UPDETR(DETR):
         self.mask_ratio = mask_ratio
         self.query_shuffle = query_shuffle
         self.attention_mask = attention_mask
+        self.match_within_groups = match_within_groups
         hidden_dim = self.query_embed.embedding_dim
         self.patch2query = nn.Linear(self.feature_dim, hidden_dim)
         self.feature_align = (
@@ -83,6 +86,7 @@ class UPDETR(DETR):
             "mask_ratio": updetr.MASK_RATIO,
             "query_shuffle": updetr.QUERY_SHUFFLE,
             "attention_mask": updetr.ATTENTION_MASK,
+            "match_within_groups": updetr.MATCH_WITHIN_GROUPS,
             "feature_recon": updetr.FEATURE_RECON,
             "freeze_backbone": updetr.FREEZE_BACKBONE,
         }
@@ -166,6 +170,8 @@ class UPDETR(DETR):
     def prepare_targets(self, batched_inputs: list[dict], heads: dict[str, Tensor]) -> BatchTargets:
         targets = super().prepare_targets(batched_inputs, heads)
         targets.features = heads["patch_features"]
+        if self.match_within_groups:
+            targets.group_size = self.group_size
         return targets
 
     def inference(
