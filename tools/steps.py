@@ -47,4 +47,6 @@ def run_step(
         ).returncode
     if status:
         where = f" ({log})" if log is not None else ""
-        sys.exit(f"{title}: failed with status {status}{where}; `{again}` goes on from here once it is mended.")
+        sys.exit(
+            f"{title}: failed with status {status}{where}; `{again}` goes on from here once it is mended."
+        )

@@ -126,8 +126,8 @@ def _add_model_config(cfg: CN) -> None:
     cfg.MODEL.UPDETR.QUERY_SHUFFLE = False
     # Keep queries of different patches from attending to each other; without it only for ablations.
     cfg.MODEL.UPDETR.ATTENTION_MASK = True
-    # Match the box of a patch with queries of the patch's own group only. The official code matches with all queries,
-    # which teaches short schedules to ignore the patches (docs/EVIDENCE.md).
+    # Match the box of a patch with queries of the patch's own group only. The official code matches with all
+    # queries, which teaches short schedules to ignore the patches (docs/EVIDENCE.md).
     cfg.MODEL.UPDETR.MATCH_WITHIN_GROUPS = False
     # Patch feature reconstruction branch.
     cfg.MODEL.UPDETR.FEATURE_RECON = True
