@@ -30,6 +30,7 @@ SCRATCH = "scratch"
 METHOD = "updetr"
 # Name -> what differs from the standard pre-training.
 ABLATIONS = {
+    "match_across_groups": ["MODEL.UPDETR.MATCH_WITHIN_GROUPS", "False"],
     "no_reconstruction": ["MODEL.UPDETR.FEATURE_RECON", "False"],
     "trainable_cnn": ["MODEL.UPDETR.FREEZE_BACKBONE", "False"],
     "no_attention_mask": ["MODEL.UPDETR.ATTENTION_MASK", "False"],
@@ -46,10 +47,15 @@ def get_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--labeled", type=int, nargs="+", default=[500], help="labelled scenes to fine-tune on"
+        "--labeled", type=int, nargs="+", default=[500, 2000], help="labelled scenes to fine-tune on"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2], help="seeds of fine-tuning, positive")
-    parser.add_argument("--ablations", action="store_true", help="pre-train in each of the other ways, too")
+    parser.add_argument(
+        "--ablations",
+        nargs="*",
+        choices=ABLATIONS,
+        help=f"pre-train in these other ways, too; all of them without a name: {', '.join(ABLATIONS)}",
+    )
     parser.add_argument(
         "--jobs",
         type=int,
@@ -75,7 +81,8 @@ def main(args: argparse.Namespace) -> None:
         ["tools/convert_weights.py", "--source", "efficientnet-lite0", "package", backbone],
         result=backbone,
     )
-    pretrainings = {METHOD: [], **(ABLATIONS if args.ablations else {})}
+    ablations = [] if args.ablations is None else args.ablations or list(ABLATIONS)
+    pretrainings = {METHOD: [], **{name: ABLATIONS[name] for name in ablations}}
     folders = {name: args.output / f"pretrain_{name}" for name in pretrainings}
     runs: dict[tuple[int, str], list[Path]] = {}
     with Trainings(args.jobs, args.output) as trainings:
