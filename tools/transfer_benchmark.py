@@ -194,7 +194,8 @@ def report(output: Path, runs: dict, patches: dict, seconds: float) -> None:
     for (count, name), folders in runs.items():
         values = [last_values(folder, METRICS) for folder in folders]
         row = {"labeled_scenes": count, "start": name, "seeds": len(folders)}
-        results["detection"].append(row | {metric: [v[metric] for v in values] for metric in METRICS})
+        row |= {metric: [v[metric] for v in values] for metric in METRICS}
+        results["detection"].append(row | {"mean_curves": mean_curves(folders)})
     print(
         "\n=== Object detection on held-out scenes at the end, in percent: mean over seeds (lowest – highest)"
     )
@@ -203,12 +204,24 @@ def report(output: Path, runs: dict, patches: dict, seconds: float) -> None:
         for row in results["detection"]
     ]
     print(tabulate(rows, ("labelled scenes", "start", *METRICS)))
-    for count in {count for count, _ in runs}:
-        curves = {name: mean_curves(folders) for (n, name), folders in runs.items() if n == count}
-        figure = plot_curves(curves, METRICS[:2], title=f"{count} labelled scenes, mean over seeds")
-        figure.savefig(ROOT / output / f"learning_curves_{count}.png")
+    draw_curves(results, ROOT / output)
     (ROOT / output / "results.json").write_text(json.dumps(results, indent=1))
     print(f"\nThat took {seconds / 60:.0f} minutes. Tables and curves are in {output}.")
+
+
+def draw_curves(results: dict, folder: Path) -> None:
+    """Write learning_curves_COUNT.png for every number of labelled scenes in results.json."""
+    for count in sorted({row["labeled_scenes"] for row in results["detection"]}):
+        curves = {
+            row["start"]: {
+                metric: {int(i): value for i, value in points.items()}
+                for metric, points in row["mean_curves"].items()
+            }
+            for row in results["detection"]
+            if row["labeled_scenes"] == count
+        }
+        figure = plot_curves(curves, METRICS[:2], title=f"{count} labelled scenes, mean over seeds")
+        figure.savefig(folder / f"learning_curves_{count}.png")
 
 
 def spread(values: list[float]) -> str:

@@ -50,7 +50,9 @@ def test_figures_are_the_same_each_time(tool, quickstart, tmp_path, monkeypatch,
         assert run(tool, quickstart, tmp_path / name, monkeypatch) == 0
     assert "except demo_app.png: a browser is not installed" in capsys.readouterr().out
     files = sorted(path.name for path in (tmp_path / "first").iterdir())
-    assert files == ["how_it_works.png", "query_patches.png"]
+    assert files == [
+        *("how_it_works.png", "learning_curves_2000.png", "learning_curves_500.png", "query_patches.png")
+    ]
     for name in files:
         first, second = (np.asarray(Image.open(tmp_path / run / name)) for run in ("first", "second"))
         np.testing.assert_array_equal(first, second)

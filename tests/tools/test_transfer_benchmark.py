@@ -2,15 +2,15 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from helpers import TOOLS, load_tool
+from helpers import load_tool
 
 
 @pytest.fixture(name="tool")
 def _tool(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(TOOLS)
     module = load_tool("transfer_benchmark")
     monkeypatch.setattr(module, "ROOT", tmp_path)
     yield module
@@ -80,3 +80,48 @@ def test_ablations_pretrain_in_every_way_and_options_reach_every_training(tool, 
     assert len(trainings) == (1 + len(tool.ABLATIONS)) + (2 + len(tool.ABLATIONS))
     assert all(command[-2:] == ["SOLVER.MAX_ITER", "5"] for command in trainings)
     assert sum("MODEL.UPDETR.ATTENTION_MASK" in command for command in trainings) == 1
+
+
+def test_side_by_side_a_fine_tuning_still_waits_for_its_pretraining(tool, commands, monkeypatch):
+    fake, events = tool.run_step, []
+
+    def slow(title, command, *, result, **options):
+        events.append(("start", result, options.get("threads"), options.get("log")))
+        time.sleep(0.2 if "pretrain" in str(result) else 0.05)
+        fake(title, command, result=result, **options)
+        events.append(("end", result))
+
+    monkeypatch.setattr(tool, "run_step", slow)
+    monkeypatch.setattr(tool.os, "cpu_count", lambda: 8)
+    run(tool, "--jobs", "4", "--labeled", "500", "--seeds", "1")
+    order = [(kind, result.parent.name) for kind, result, *_ in events]
+    pretrained = order.index(("end", "pretrain_updetr"))
+    assert order.index(("end", "scratch_500_seed1")) < pretrained < order.index(("start", "updetr_500_seed1"))
+    started = next(event for event in events if "scratch_500" in str(event[1]))
+    assert started[2:] == (2, Path("output/cutouts/scratch_500_seed1.log"))
+
+
+def test_a_training_that_fails_ends_the_benchmark(tool, commands, monkeypatch):
+    fake = tool.run_step
+
+    def failing(title, command, *, result, **options):
+        if "pretrain" in str(result):
+            sys.exit("status 1")
+        fake(title, command, result=result, **options)
+
+    monkeypatch.setattr(tool, "run_step", failing)
+    with pytest.raises(SystemExit, match="status 1"):
+        run(tool, "--jobs", "2", "--labeled", "500", "--seeds", "1")
+    assert not any("updetr_500" in part for command in commands for part in command)
+    assert not (tool.ROOT / "output/cutouts/results.json").exists()
+
+
+def test_curves_are_means_over_seeds_and_can_be_drawn_from_the_results_alone(tool, commands, tmp_path):
+    results = run(tool, "--labeled", "500", "--seeds", "1", "2")
+    scratch = next(row for row in results["detection"] if row["start"] == "scratch")
+    assert scratch["mean_curves"]["bbox/AP"] == {"9": 1.5, "19": 5.0}
+    drawn = tmp_path / "output/cutouts/learning_curves_500.png"
+    before = drawn.read_bytes()
+    drawn.unlink()
+    tool.draw_curves(results, drawn.parent)
+    assert drawn.read_bytes() == before
