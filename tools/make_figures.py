@@ -3,6 +3,7 @@
 
     query_patches.png   the validation scene on which the pre-trained model finds its patches best
     how_it_works.png    one step of pre-training on a photo, panel by panel
+    learning_curves_*   of the transfer benchmark, from docs/measurements/transfer.json
     demo_app.png        the demo page in a browser (left as it is where Gradio, Playwright or Chromium is missing)
 
 The same models give the same pictures (of the demo page, but for some pixels). The photo is scikit-image's cat
@@ -11,6 +12,7 @@ The same models give the same pictures (of the demo page, but for some pixels). 
 
 import argparse
 import importlib.util
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -23,6 +25,7 @@ from detectron2.structures.boxes import matched_pairwise_iou
 from detectron2.utils.logger import setup_logger
 from PIL import Image
 from torch import nn
+from transfer_benchmark import draw_curves
 
 from updetr_d2.data.mappers import build_mapper
 from updetr_d2.data.sources import ensure_registered
@@ -35,6 +38,7 @@ from updetr_d2.visualization_method import draw_method
 ROOT = Path(__file__).resolve().parent.parent
 QUICKSTART = ROOT / "output" / "quickstart"
 IMAGES = ROOT / "docs" / "images"
+TRANSFER_RESULTS = ROOT / "docs" / "measurements" / "transfer.json"
 PHOTO_SIDE = 640  # px of the long side of the photo that is drawn
 SEED = 0  # of the patches that are cut from the photo
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -167,6 +171,7 @@ def main(argv: list[str] | None = None) -> int:
         model = load_trained_model(cfg)
         save_picture(draw_best_scene(cfg, model), str(args.output / "query_patches.png"))
         save_picture(draw_training_step(cfg, model, photo), str(args.output / "how_it_works.png"))
+        draw_curves(json.loads(TRANSFER_RESULTS.read_text()), args.output)
         missing = why_no_browser()
         if missing is None:
             photograph_demo(args.quickstart, args.output / "demo_app.png")

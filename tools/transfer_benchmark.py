@@ -47,7 +47,7 @@ def get_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--labeled", type=int, nargs="+", default=[500, 2000], help="labelled scenes to fine-tune on"
+        "--labeled", type=int, nargs="+", default=[500], help="labelled scenes to fine-tune on"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2], help="seeds of fine-tuning, positive")
     parser.add_argument(
