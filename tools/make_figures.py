@@ -3,7 +3,9 @@
 
     query_patches.png   the validation scene on which the pre-trained model finds its patches best
     how_it_works.png    one step of pre-training on a photo, panel by panel
-    learning_curves_*   of the transfer benchmark, from docs/measurements/transfer.json
+    learning_curves_500.png  of the transfer benchmark, from docs/measurements/transfer.json
+    attention.png       where the transfer benchmark's pre-trained model looks for each patch of a held-out scene
+                        (left as it is where the benchmark has not run)
     demo_app.png        the demo page in a browser (left as it is where Gradio, Playwright or Chromium is missing)
 
 The same models give the same pictures (of the demo page, but for some pixels). The photo is scikit-image's cat
@@ -34,15 +36,18 @@ from updetr_d2.modeling.box_ops import cxcywh_to_xyxy
 from updetr_d2.modeling.matcher import build_matcher
 from updetr_d2.visualization import draw_query_patch_sample, save_picture
 from updetr_d2.visualization_method import draw_method
+from updetr_d2.visualization_panoptic import decoder_attention, draw_attention_maps
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICKSTART = ROOT / "output" / "quickstart"
 IMAGES = ROOT / "docs" / "images"
+TRANSFER = ROOT / "output" / "cutouts" / "pretrain_updetr"
 TRANSFER_RESULTS = ROOT / "docs" / "measurements" / "transfer.json"
 PHOTO_SIDE = 640  # px of the long side of the photo that is drawn
 SEED = 0  # of the patches that are cut from the photo
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 BROWSER_OPTIONS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking")
+ATTENTION_COLUMNS = 6
 PAGE_SIZE = {"width": 1280, "height": 900}
 DEMO_EXAMPLE = 4  # the fifth example of the demo page
 DEMO_GUESSES = 3
@@ -94,6 +99,23 @@ def draw_training_step(cfg: CfgNode, model: nn.Module, photo: str) -> np.ndarray
     )
 
 
+def draw_attention(cfg: CfgNode, model: nn.Module) -> np.ndarray:
+    """The first image of the test set once a patch: where the patch's queries look, and where it is from."""
+    ensure_registered(cfg.DATASETS.TEST[:1])
+    sample = build_mapper(cfg, is_train=False)(DatasetCatalog.get(cfg.DATASETS.TEST[0])[0])
+    attention = decoder_attention(model, [sample])[0]
+    count, (height, width) = len(sample["patches"]), sample["image"].shape[1:]
+    order = slice(None) if cfg.INPUT.FORMAT == "RGB" else slice(None, None, -1)
+    return draw_attention_maps(
+        sample["image"].numpy().transpose(1, 2, 0)[..., order],
+        attention.unflatten(0, (count, -1)).mean(dim=1),
+        sample["instances"].gt_boxes.tensor.numpy(),
+        [f"patch {i + 1}" for i in range(count)],
+        stride=(height / attention.shape[1], width / attention.shape[2]),
+        columns=ATTENTION_COLUMNS,
+    )
+
+
 def why_no_browser() -> str | None:
     """What is missing for a picture of the demo page, None if nothing is."""
     missing = [name for name in ("gradio", "playwright") if importlib.util.find_spec(name) is None]
@@ -135,6 +157,12 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--quickstart", type=Path, default=QUICKSTART, help="its output (default: %(default)s)"
     )
+    parser.add_argument(
+        "--transfer",
+        type=Path,
+        default=TRANSFER,
+        help="pre-training of the transfer benchmark (default: %(default)s)",
+    )
     parser.add_argument("--photo", help="image of how_it_works.png (default: scikit-image's cat)")
     parser.add_argument(
         "--output", type=Path, default=IMAGES, help="folder to write to (default: %(default)s)"
@@ -160,27 +188,41 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     args = get_parser().parse_args(argv)
     setup_logger(name="updetr_d2")
-    config, weights = (args.quickstart / "pretrain" / name for name in ("config.yaml", "model_final.pth"))
     try:
-        if not (config.exists() and weights.exists()):
-            raise ValueError(
-                f"There is no {weights}: run `make quickstart` first; the figures show its models."
-            )
         photo = args.photo or default_photo()
-        cfg = setup_inference_config(str(config), ["MODEL.WEIGHTS", str(weights)])
-        model = load_trained_model(cfg)
+        cfg, model = load_pretrained(args.quickstart / "pretrain", "make quickstart")
         save_picture(draw_best_scene(cfg, model), str(args.output / "query_patches.png"))
         save_picture(draw_training_step(cfg, model, photo), str(args.output / "how_it_works.png"))
         draw_curves(json.loads(TRANSFER_RESULTS.read_text()), args.output)
+        left = []
+        if (args.transfer / "model_final.pth").exists():
+            picture = draw_attention(*load_pretrained(args.transfer, "python tools/transfer_benchmark.py"))
+            save_picture(picture, str(args.output / "attention.png"))
+        else:
+            left.append("attention.png (python tools/transfer_benchmark.py has not run)")
         missing = why_no_browser()
         if missing is None:
             photograph_demo(args.quickstart, args.output / "demo_app.png")
+        else:
+            left.append(f"demo_app.png ({missing} is not installed: make setup-demo)")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    note = f", except demo_app.png: {missing} is not installed (make setup-demo)" if missing else ""
-    print(f"wrote the pictures of {args.output}{note}")
+    print(f"wrote the pictures of {args.output}{', except ' if left else ''}{', '.join(left)}")
     return 0
+
+
+def load_pretrained(folder: Path, recipe: str) -> tuple[CfgNode, nn.Module]:
+    """Config and model of a finished pre-training.
+
+    Raises:
+        ValueError: if there is none in ``folder``; ``recipe`` would make it.
+    """
+    config, weights = (folder / name for name in ("config.yaml", "model_final.pth"))
+    if not (config.exists() and weights.exists()):
+        raise ValueError(f"There is no {weights}: run `{recipe}` first; the figures show its models.")
+    cfg = setup_inference_config(str(config), ["MODEL.WEIGHTS", str(weights)])
+    return cfg, load_trained_model(cfg)
 
 
 if __name__ == "__main__":

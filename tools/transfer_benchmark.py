@@ -10,6 +10,8 @@ interrupted one goes on where it was. docs/EVIDENCE.md explains what is compared
 """
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import statistics
@@ -17,6 +19,8 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from steps import ROOT, run_step
 from tabulate import tabulate
 
@@ -38,6 +42,8 @@ ABLATIONS = {
     "query_shuffle": ["MODEL.UPDETR.QUERY_SHUFFLE", "True"],
 }
 METRICS = ("bbox/AP", "bbox/AP50", "bbox/AP75")
+# The same boxes with all classes taken for one: whether objects are found, right class or not.
+ANY_CLASS_METRICS = ("any class AP", "any class AP50")
 PATCH_METRICS = ("query_patch/AP50", "query_patch/mIoU", "query_patch/mIoU_others")
 
 
@@ -175,6 +181,19 @@ def last_values(folder: Path, metrics: tuple[str, ...]) -> dict[str, float]:
     return {metric: curves[metric][max(curves[metric])] if metric in curves else None for metric in metrics}
 
 
+def any_class_values(folder: Path) -> dict[str, float]:
+    """COCO's AP of a run's last predictions with all classes taken for one, in percent."""
+    (predictions,) = (ROOT / folder / "inference").glob("*/coco_instances_results.json")
+    with contextlib.redirect_stdout(io.StringIO()):
+        ground_truth = COCO(ROOT / DATA / "val" / "instances.json")
+        evaluation = COCOeval(ground_truth, ground_truth.loadRes(str(predictions)), "bbox")
+        evaluation.params.useCats = False
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return {metric: 100 * float(value) for metric, value in zip(ANY_CLASS_METRICS, evaluation.stats)}
+
+
 def mean_curves(folders: list[Path]) -> dict[str, dict[int, float]]:
     """Mean over runs with the same schedule of every box metric at every evaluation."""
     all_curves = [curves_of(folder) for folder in folders]
@@ -194,16 +213,17 @@ def report(output: Path, runs: dict, patches: dict, seconds: float) -> None:
     for (count, name), folders in runs.items():
         values = [last_values(folder, METRICS) for folder in folders]
         row = {"labeled_scenes": count, "start": name, "seeds": len(folders)}
-        row |= {metric: [v[metric] for v in values] for metric in METRICS}
+        values = [value | any_class_values(folder) for value, folder in zip(values, folders)]
+        row |= {metric: [v[metric] for v in values] for metric in (*METRICS, *ANY_CLASS_METRICS)}
         results["detection"].append(row | {"mean_curves": mean_curves(folders)})
     print(
         "\n=== Object detection on held-out scenes at the end, in percent: mean over seeds (lowest – highest)"
     )
     rows = [
-        (row["labeled_scenes"], row["start"], *(spread(row[metric]) for metric in METRICS))
+        (row["labeled_scenes"], row["start"], *(spread(row[m]) for m in (*METRICS, *ANY_CLASS_METRICS)))
         for row in results["detection"]
     ]
-    print(tabulate(rows, ("labelled scenes", "start", *METRICS)))
+    print(tabulate(rows, ("labelled scenes", "start", *METRICS, *ANY_CLASS_METRICS)))
     draw_curves(results, ROOT / output)
     (ROOT / output / "results.json").write_text(json.dumps(results, indent=1))
     print(f"\nThat took {seconds / 60:.0f} minutes. Tables and curves are in {output}.")

@@ -42,17 +42,16 @@ def _quickstart(tmp_path):
 def run(tool, quickstart, output, monkeypatch) -> int:
     monkeypatch.setattr(tool, "why_no_browser", lambda: "a browser")
     photo = str(quickstart.parent / "scenes" / "0.png")
-    return tool.main(["--quickstart", str(quickstart), "--photo", photo, "--output", str(output)])
+    arguments = ["--quickstart", quickstart, "--transfer", quickstart / "pretrain", "--photo", photo]
+    return tool.main([str(part) for part in (*arguments, "--output", output)])
 
 
 def test_figures_are_the_same_each_time(tool, quickstart, tmp_path, monkeypatch, capsys):
     for name in ("first", "second"):
         assert run(tool, quickstart, tmp_path / name, monkeypatch) == 0
-    assert "except demo_app.png: a browser is not installed" in capsys.readouterr().out
+    assert "except demo_app.png (a browser is not installed" in capsys.readouterr().out
     files = sorted(path.name for path in (tmp_path / "first").iterdir())
-    assert files == [
-        *("how_it_works.png", "learning_curves_2000.png", "learning_curves_500.png", "query_patches.png")
-    ]
+    assert files == ["attention.png", "how_it_works.png", "learning_curves_500.png", "query_patches.png"]
     for name in files:
         first, second = (np.asarray(Image.open(tmp_path / run / name)) for run in ("first", "second"))
         np.testing.assert_array_equal(first, second)
@@ -78,6 +77,17 @@ def test_the_scene_is_the_one_whose_patches_are_found_best(tool, quickstart):
     np.testing.assert_array_equal(tool.draw_best_scene(cfg, model), pictures[int(np.argmax(ious))])
 
 
+def test_without_the_transfer_benchmark_the_rest_is_drawn(tool, quickstart, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tool, "why_no_browser", lambda: None)
+    monkeypatch.setattr(tool, "photograph_demo", lambda quickstart, path: None)
+    photo = str(quickstart.parent / "scenes" / "0.png")
+    arguments = ["--quickstart", quickstart, "--transfer", tmp_path / "nowhere", "--photo", photo]
+    assert tool.main([str(part) for part in (*arguments, "--output", tmp_path / "out")]) == 0
+    assert "except attention.png (python tools/transfer_benchmark.py has not run)" in capsys.readouterr().out
+    assert not (tmp_path / "out/attention.png").exists()
+    assert (tmp_path / "out/how_it_works.png").exists()
+
+
 def test_a_missing_quickstart_is_answered_in_a_sentence(tool, tmp_path, monkeypatch, capsys):
     assert run(tool, tmp_path / "nowhere", tmp_path / "out", monkeypatch) == 1
     error = capsys.readouterr().err
@@ -91,6 +101,7 @@ def test_pictures_are_drawn_for_pages_that_show_them(tool):
     pages = [root / "README.md", *(root / "docs").glob("*.md")]
     shown = {name for page in pages for name in re.findall(r"images/([\w.-]+)", page.read_text())}
     drawn = set(re.findall(r"[\w-]+\.png", tool.__doc__))
-    assert drawn == {"query_patches.png", "how_it_works.png", "demo_app.png"}
+    drawn_here = {"query_patches.png", "how_it_works.png", "learning_curves_500.png", "attention.png"}
+    assert drawn == {*drawn_here, "demo_app.png"}
     assert drawn <= shown
     assert {path.name for path in (root / "docs/images").iterdir()} <= shown

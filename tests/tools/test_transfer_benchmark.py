@@ -19,8 +19,20 @@ def _tool(tmp_path, monkeypatch):
 
 @pytest.fixture(name="commands")
 def _commands(tool, tmp_path, monkeypatch) -> list[list[str]]:
-    """The commands that would have run; each leaves a run's files behind, of an AP that depends on its seed."""
+    """The commands that would have run; each leaves a run's files behind, of an AP that depends on its seed.
+
+    Without pre-training the object of the only image is not found, with it it is taken for another class.
+    """
     ran = []
+    object_of_class_1 = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [40, 0, 20, 20], "area": 400}
+    ground_truth = {
+        "images": [{"id": 1, "width": 100, "height": 100}],
+        "categories": [{"id": 1, "name": "bird"}, {"id": 2, "name": "fish"}],
+        "annotations": [{**object_of_class_1, "iscrowd": 0}],
+        "info": {},
+    }
+    (tmp_path / "data/cutouts/val").mkdir(parents=True)
+    (tmp_path / "data/cutouts/val/instances.json").write_text(json.dumps(ground_truth))
 
     def run_step(title, command, *, result, again, **options):
         ran.append([str(part) for part in command])
@@ -34,6 +46,9 @@ def _commands(tool, tmp_path, monkeypatch) -> list[list[str]]:
         ]
         records.append({"iteration": 19, "query_patch/AP50": 50.0, "query_patch/mIoU": 40.0})
         (folder / "metrics.json").write_text("".join(json.dumps(record) + "\n" for record in records))
+        found = {"image_id": 1, "category_id": 2, "bbox": [0 if scratch else 40, 0, 20, 20], "score": 0.9}
+        (folder / "inference/val").mkdir(parents=True, exist_ok=True)
+        (folder / "inference/val/coco_instances_results.json").write_text(json.dumps([found]))
 
     monkeypatch.setattr(tool, "run_step", run_step)
     return ran
@@ -67,6 +82,8 @@ def test_results_are_mean_and_spread_of_the_last_evaluations(tool, commands, cap
         for n in (500, 2000)
         for start, lower in (("scratch", 1), ("updetr", 0))
     }
+    found = {row["start"]: row["any class AP50"] for row in results["detection"]}
+    assert found == {"scratch": [0, 0], "updetr": [pytest.approx(100)] * 2}  # of another class, but there
     assert results["query_patches"]["updetr"]["query_patch/mIoU"] == 40
     printed = capsys.readouterr().out
     assert "5.00 (3.00 – 7.00)" in printed and "6.00 (4.00 – 8.00)" in printed
