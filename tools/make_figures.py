@@ -33,7 +33,7 @@ from updetr_d2.data.mappers import build_mapper
 from updetr_d2.data.sources import ensure_registered
 from updetr_d2.inference import load_trained_model, setup_inference_config
 from updetr_d2.modeling.box_ops import cxcywh_to_xyxy
-from updetr_d2.modeling.matcher import build_matcher
+from updetr_d2.modeling.matcher import FORBIDDEN, build_matcher
 from updetr_d2.visualization import draw_query_patch_sample, save_picture
 from updetr_d2.visualization_method import draw_method
 from updetr_d2.visualization_panoptic import decoder_attention, draw_attention_maps
@@ -82,6 +82,7 @@ def draw_training_step(cfg: CfgNode, model: nn.Module, photo: str) -> np.ndarray
     matcher = build_matcher(cfg)
     logits, boxes = heads["pred_logits"][-1:], heads["pred_boxes"][-1:]
     matches = matcher(logits, boxes, targets)
+    cost = matcher.cost(logits, boxes, targets)[0, 0]
 
     picture = Image.open(photo).convert("RGB")
     picture.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
@@ -93,7 +94,7 @@ def draw_training_step(cfg: CfgNode, model: nn.Module, photo: str) -> np.ndarray
         cxcywh_to_xyxy(targets.boxes[0]).cpu().numpy() * size,
         query_mask=model.group_mask(model.num_queries).cpu().numpy(),
         predicted_boxes=cxcywh_to_xyxy(boxes[0, 0]).cpu().numpy() * size,
-        cost=matcher.cost(logits, boxes, targets)[0, 0].cpu().numpy(),
+        cost=cost.masked_fill(cost >= FORBIDDEN, float("nan")).cpu().numpy(),
         matched_queries=matches.query.cpu().numpy(),
         matched_patches=matches.target.cpu().numpy(),
     )

@@ -31,7 +31,7 @@ def draw_method(
         true_boxes: ``[M, 4]`` XYXY in the pixels of ``image``: where the patches were cut.
         query_mask: bool ``[N, N]``, True where a query does not attend to another; N is a multiple of M.
         predicted_boxes: ``[N, 4]`` XYXY likewise.
-        cost: ``[N, M]`` of matching a query with a patch.
+        cost: ``[N, M]`` of matching a query with a patch; NaN, left blank, where that must not be.
         matched_queries, matched_patches: ``[M]`` indices of the pairs that the matcher chooses.
 
     Returns:
