@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
+from detectron2.structures import Instances
 from detectron2.structures.boxes import matched_pairwise_iou
 from detectron2.utils.logger import setup_logger
 from PIL import Image
@@ -61,15 +62,19 @@ def draw_best_scene(cfg: CfgNode, model: nn.Module) -> np.ndarray:
     best, best_iou = None, -1.0
     for item in DatasetCatalog.get(cfg.DATASETS.TEST[0]):
         sample = mapper(item)
-        found = model([sample])[0]["instances"].to("cpu")
-        count = len(sample["patches"])
-        scale = sample["image"].shape[1] / sample["height"]
-        boxes = found.pred_boxes[:count].clone()
-        boxes.scale(scale, scale)
-        iou = matched_pairwise_iou(boxes, sample["instances"].gt_boxes).mean().item()
-        if iou > best_iou:
-            best, best_iou = (sample, found), iou
+        found, ious = find_patches(model, sample)
+        if ious.mean() > best_iou:
+            best, best_iou = (sample, found), ious.mean()
     return draw_query_patch_sample(*best, cfg.INPUT.FORMAT)
+
+
+def find_patches(model: nn.Module, sample: dict) -> tuple[Instances, torch.Tensor]:
+    """The model's Instances on a sample, and the IoU of the best box of each patch with the true one."""
+    found = model([sample])[0]["instances"].to("cpu")
+    scale = sample["image"].shape[1] / sample["height"]
+    boxes = found.pred_boxes[: len(sample["patches"])].clone()
+    boxes.scale(scale, scale)
+    return found, matched_pairwise_iou(boxes, sample["instances"].gt_boxes)
 
 
 @torch.no_grad()
@@ -100,18 +105,20 @@ def draw_training_step(cfg: CfgNode, model: nn.Module, photo: str) -> np.ndarray
     )
 
 
+@torch.no_grad()
 def draw_attention(cfg: CfgNode, model: nn.Module) -> np.ndarray:
     """The first image of the test set once a patch: where the patch's queries look, and where it is from."""
     ensure_registered(cfg.DATASETS.TEST[:1])
     sample = build_mapper(cfg, is_train=False)(DatasetCatalog.get(cfg.DATASETS.TEST[0])[0])
     attention = decoder_attention(model, [sample])[0]
+    _, ious = find_patches(model, sample)
     count, (height, width) = len(sample["patches"]), sample["image"].shape[1:]
     order = slice(None) if cfg.INPUT.FORMAT == "RGB" else slice(None, None, -1)
     return draw_attention_maps(
         sample["image"].numpy().transpose(1, 2, 0)[..., order],
         attention.unflatten(0, (count, -1)).mean(dim=1),
         sample["instances"].gt_boxes.tensor.numpy(),
-        [f"patch {i + 1}" for i in range(count)],
+        [f"patch {i}: IoU {iou:.2f}" for i, iou in enumerate(ious.tolist(), start=1)],
         stride=(height / attention.shape[1], width / attention.shape[2]),
         columns=ATTENTION_COLUMNS,
     )
