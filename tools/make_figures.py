@@ -150,7 +150,9 @@ def photograph_demo(quickstart: Path, path: Path) -> None:
             view.get_by_role("button", name="Find the patch").click()
             view.locator(".result img").wait_for()
             view.wait_for_load_state("networkidle")
-            view.wait_for_function("[...document.images].every(image => image.complete && image.naturalWidth)")
+            view.wait_for_function(
+                "[...document.images].every(image => image.complete && image.naturalWidth)"
+            )
             view.evaluate("window.scrollTo(0, 0)")
             view.screenshot(path=path)
             browser.close()

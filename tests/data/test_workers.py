@@ -5,12 +5,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 import torch
 from torch.utils.data import Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from updetr_d2.data import workers
 from updetr_d2.data.stream import StreamSample
 from updetr_d2.data.workers import SampleLoader, explained
 
@@ -48,6 +51,41 @@ def test_waiting_for_a_worker_that_is_killed(number, advice):
         for sample in loader(DeadlyDataset(number)):
             seen.append(sample.position)
     assert seen == list(range(len(seen)))
+
+
+def lose_connection(samples: SampleLoader, monkeypatch, *, killed: bool) -> None:
+    """The main process reads from a worker that has just gone, and hears of its death, if so, a moment later."""
+
+    def broken(self):
+        if killed:
+            threading.Timer(0.2, self._workers[0].kill).start()
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_next_data", broken)
+    next(iter(samples))
+
+
+def test_a_worker_that_is_killed_while_it_hands_a_sample_over(monkeypatch):
+    with pytest.raises(RuntimeError, match=r"^A loader worker was ended by the system \(Killed\)"):
+        lose_connection(loader(DeadlyDataset(signal.SIGKILL, delay=1)), monkeypatch, killed=True)
+
+
+def test_a_lost_connection_without_a_reason(monkeypatch):
+    monkeypatch.setattr(workers, "_SIGNAL_DELAY", 0.1)
+    with pytest.raises(
+        RuntimeError, match=r"^A loader worker ended unexpectedly \(.*reset by peer\): set DATALO"
+    ):
+        lose_connection(loader(DeadlyDataset(signal.SIGKILL, delay=1)), monkeypatch, killed=False)
+
+
+class EndlessFile(Dataset):
+    def __getitem__(self, index):
+        raise EOFError("the file ends early")
+
+
+def test_an_end_of_file_in_the_data_set_stays_what_it_is():
+    with pytest.raises(EOFError, match="the file ends early"):
+        next(iter(loader(EndlessFile())))
 
 
 def test_a_worker_that_is_killed_while_the_model_computes():

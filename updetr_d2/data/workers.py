@@ -5,6 +5,7 @@ import re
 import resource
 import signal
 import threading
+import time
 from collections.abc import Iterable, Iterator
 
 import cv2
@@ -26,6 +27,8 @@ _ADVICE = {
         "lower DATALOADER.NUM_WORKERS, SOLVER.IMS_PER_BATCH or INPUT.MAX_SIZE_TRAIN"
     ),
 }
+# Seconds within which the system tells of a worker's death.
+_SIGNAL_DELAY = 2.0
 _OTHER_ADVICE = "set DATALOADER.NUM_WORKERS 0 to see in which file and line it happens"
 
 
@@ -79,8 +82,9 @@ class SampleLoader:
                 sample = next(samples)
             except StopIteration:
                 return
-            except RuntimeError as error:
-                explanation = explained(error)
+            except (RuntimeError, ConnectionError, EOFError) as error:
+                explain = explained if isinstance(error, RuntimeError) else _explain_lost_connection
+                explanation = explain(error)
                 raise explanation from (None if explanation is not error else error.__cause__)
             yield sample
 
@@ -97,6 +101,17 @@ def explained(error: RuntimeError) -> RuntimeError:
         found = re.search(r"killed by signal: ([^.]+)\.", message)
         if found:
             return RuntimeError(f"{_EXPLANATION} ({found[1]}), {_ADVICE.get(found[1], _OTHER_ADVICE)}.")
+    return RuntimeError(f"A loader worker ended unexpectedly ({error}): {_OTHER_ADVICE}.")
+
+
+def _explain_lost_connection(error: OSError | EOFError) -> Exception:
+    """Say why a worker was gone while it handed a sample over; an error of the data set's own stays as it is."""
+    if "in DataLoader worker process" in str(error):
+        return error
+    try:
+        time.sleep(_SIGNAL_DELAY)
+    except RuntimeError as death:  # from the signal handler
+        return death
     return RuntimeError(f"A loader worker ended unexpectedly ({error}): {_OTHER_ADVICE}.")
 
 
