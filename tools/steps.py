@@ -37,11 +37,9 @@ def run_step(
     command = [str(part) for part in command]
     print(f"python {shlex.join(command)}", flush=True)
     env = {**_MEMORY, **({"OMP_NUM_THREADS": str(threads)} if threads else {}), **os.environ}
-    with contextlib.ExitStack() as stack:
-        output = None
-        if log is not None:
-            (ROOT / log).parent.mkdir(parents=True, exist_ok=True)
-            output = stack.enter_context(open(ROOT / log, "a"))
+    if log is not None:
+        (ROOT / log).parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.nullcontext() if log is None else open(ROOT / log, "a") as output:
         status = subprocess.run(
             [sys.executable, *command], cwd=ROOT, env=env, stdout=output, stderr=output
         ).returncode

@@ -27,9 +27,9 @@ _ADVICE = {
         "lower DATALOADER.NUM_WORKERS, SOLVER.IMS_PER_BATCH or INPUT.MAX_SIZE_TRAIN"
     ),
 }
+_OTHER_ADVICE = "set DATALOADER.NUM_WORKERS 0 to see in which file and line it happens"
 # Seconds within which the system tells of a worker's death.
 _SIGNAL_DELAY = 2.0
-_OTHER_ADVICE = "set DATALOADER.NUM_WORKERS 0 to see in which file and line it happens"
 
 
 class SampleLoader:
