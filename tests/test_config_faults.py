@@ -179,7 +179,7 @@ CASES = [
             (UPDETR, (*RESNET, "MODEL.RESNETS.OUT_FEATURES", "['res9']"), "MODEL.RESNETS.OUT_FEATURES"),
             (UPDETR, (*TIMM, "MODEL.TIMM.NAME", "nope"), "MODEL.TIMM.NAME"),
             (UPDETR, (*TIMM, "MODEL.TIMM.OUT_FEATURES", "['res9']"), "MODEL.TIMM.OUT_FEATURES"),
-            (UPDETR, (*TIMM, "MODEL.TIMM.FEATURE_SCALE", "0.0"), "MODEL.TIMM.FEATURE_SCALE"),
+            (UPDETR, ("MODEL.MASK_HEAD.FEATURE_SCALE", "0.0"), "MODEL.MASK_HEAD.FEATURE_SCALE"),
             (
                 UPDETR,
                 [x for name in ("CLASS", "BBOX", "GIOU") for x in (f"MODEL.MATCHER.COST_{name}", "0.0")],

@@ -31,7 +31,7 @@ class TestRecipes:
         head = cfg.MODEL.MASK_HEAD
         assert (head.SCORE_THRESHOLD, head.MASK_THRESHOLD, head.MIN_SEGMENT_AREA) == (0.85, 0.5, 4)
         assert head.TRAIN_NUM_POINTS == 0  # the exact losses
-        assert cfg.MODEL.TIMM.FEATURE_SCALE == 1
+        assert head.FEATURE_SCALE == 1
 
     def test_attention_is_normalised_as_in_the_code_that_the_weights_come_from(self, method):
         for suffix in ("panoptic", "panoptic_joint", "instance"):

@@ -50,7 +50,7 @@ def test_four_scenes_are_learned_by_heart(dataset, backbone, tmp_path):
     cfg.MODEL.DETR.ENC_LAYERS, cfg.MODEL.DETR.DEC_LAYERS = 1, 2
     cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.RANDOM_FLIP, cfg.INPUT.DETR_CROP.PROB = (128,), "none", 0.0
     # Masks of four images come soonest when the attention maps stand out from the features.
-    cfg.MODEL.TIMM.FEATURE_SCALE = 0.02
+    cfg.MODEL.MASK_HEAD.FEATURE_SCALE = 0.02
     cfg.SOLVER.BASE_LR = 0.001
     model = build_model(cfg).train()
     UPDETRCheckpointer(model).load(backbone)

@@ -156,6 +156,9 @@ def _add_model_config(cfg: CN) -> None:
     cfg.MODEL.MASK_HEAD = CN()
     # Three features that refine the masks, coarsest first; masks have the resolution of the last one.
     cfg.MODEL.MASK_HEAD.IN_FEATURES = ["res4", "res3", "res2"]
+    # Factor on all features before the mask head. Beside activations much larger than a ResNet's (root mean
+    # square about 0.5; 7 in EfficientNet-Lite0) it does not see the attention maps, whose values are in [0, 1].
+    cfg.MODEL.MASK_HEAD.FEATURE_SCALE = 1.0
     # Classes below this number are things, the others stuff; 0 takes it from the metadata of the first
     # training data set.
     cfg.MODEL.MASK_HEAD.NUM_THING_CLASSES = 0
@@ -182,9 +185,6 @@ def _add_model_config(cfg: CN) -> None:
     cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"
     # Features to return; "res2" ... "res5" are strides 4 ... 32.
     cfg.MODEL.TIMM.OUT_FEATURES = ["res5"]
-    # Factor on the features. Beside activations much larger than a ResNet's (root mean square about 0.5; 7 in
-    # EfficientNet-Lite0) a mask head does not see its attention maps, whose values are in [0, 1].
-    cfg.MODEL.TIMM.FEATURE_SCALE = 1.0
 
 
 def _add_solver_config(cfg: CN) -> None:

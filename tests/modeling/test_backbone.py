@@ -128,12 +128,3 @@ def test_without_timm_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ImportError, match=r"pip install updetr_d2\[timm\]"):
         TimmBackbone(name=LITE0, out_features=["res5"])
-
-
-def test_feature_scale_multiplies_the_features():
-    torch.manual_seed(0)
-    plain = TimmBackbone(name="resnet18", out_features=["res4"])
-    scaled = TimmBackbone(name="resnet18", out_features=["res4"], feature_scale=0.25)
-    scaled.load_state_dict(plain.state_dict())
-    images = torch.randn(1, 3, 64, 64)
-    torch.testing.assert_close(scaled(images)["res4"], plain(images)["res4"] / 4)

@@ -30,7 +30,6 @@ class TimmBackbone(Backbone):
         freeze_at: 0 trains everything; s >= 1 freezes all up to and including the deepest feature whose
             stride is at most 2**s (1: stride 2, 2: "res2", ... 5: "res5"), Detectron2's meaning of
             ``MODEL.BACKBONE.FREEZE_AT`` for ResNets.
-        feature_scale: factor on the features, for networks with activations unlike a ResNet's.
 
     Raises:
         ImportError: if timm is not installed.
@@ -44,10 +43,8 @@ class TimmBackbone(Backbone):
         out_features: Sequence[str],
         in_channels: int = 3,
         freeze_at: int = 0,
-        feature_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        self.feature_scale = feature_scale
         timm = _import_timm()
         net = _create_features_model(timm, name, in_channels)
         # The last feature of each stride; transformers have several of the same.
@@ -94,14 +91,13 @@ class TimmBackbone(Backbone):
             images: [B, C, H, W], normalised.
 
         Returns:
-            feature name -> [B, channels, H / stride, W / stride], times ``feature_scale``.
+            feature name -> [B, channels, H / stride, W / stride].
         """
         wants_gradient = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
         if wants_gradient or torch.compiler.is_compiling() or torch.jit.is_tracing():
             features = self._net[0](images)
         else:
             features = self._folded(images)
-        features = [feature * self.feature_scale for feature in features]
         if self._channels_last:
             features = [feature.permute(0, 3, 1, 2) for feature in features]
         return {name: features[index] for name, index in self._indices.items()}
@@ -115,7 +111,6 @@ def build_timm_backbone(cfg, input_shape: ShapeSpec) -> TimmBackbone:
         out_features=cfg.MODEL.TIMM.OUT_FEATURES,
         in_channels=input_shape.channels,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
-        feature_scale=cfg.MODEL.TIMM.FEATURE_SCALE,
     )
 
 

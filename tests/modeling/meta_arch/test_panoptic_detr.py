@@ -213,6 +213,22 @@ class TestInference:
 
 
 class TestConfig:
+    @torch.no_grad()
+    def test_feature_scale_changes_what_the_mask_head_sees_and_nothing_of_the_detector(self):
+        plain = panoptic_model().eval()
+        scaled = panoptic_model("MODEL.MASK_HEAD.FEATURE_SCALE", 0.25).eval()
+        state = plain.state_dict()
+        scaled.load_state_dict(state)
+        # The same function with the factor in the weights on features, whose biases it leaves alone.
+        state["mask_head.lay1.weight"][:, :128] *= 0.25
+        for i in (1, 2, 3):
+            state[f"mask_head.adapter{i}.weight"] *= 0.25
+        plain.load_state_dict(state)
+        batch = [masked_sample()]
+        ours, expected = scaled.forward_heads(batch), plain.forward_heads(batch)
+        torch.testing.assert_close(ours["pred_boxes"], expected["pred_boxes"], rtol=0, atol=0)
+        torch.testing.assert_close(ours["pred_masks"], expected["pred_masks"])
+
     def test_things_are_counted_in_the_metadata_of_the_training_set(self):
         MetadataCatalog.get("two_things").set(thing_dataset_id_to_contiguous_id={5: 0, 9: 1})
         options = ("MODEL.MASK_HEAD.NUM_THING_CLASSES", 0, "DATASETS.TRAIN", ("two_things",))

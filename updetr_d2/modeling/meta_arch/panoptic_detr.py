@@ -28,6 +28,8 @@ class PanopticDETR(DETR):
     Args:
         num_heads: attention heads of the attention maps.
         fpn_features: names of three backbone features that refine the masks, the coarsest first.
+        feature_scale: factor on all features before the mask head, for a backbone with activations unlike a
+            ResNet's.
         num_thing_classes: classes below are things, the others stuff.
         softmax_over_heads: see :class:`AttentionMap`.
         freeze_detr: train the mask head only. The detector keeps its dropout, as in the published recipe.
@@ -44,6 +46,7 @@ class PanopticDETR(DETR):
         *,
         num_heads: int = 8,
         fpn_features: tuple[str, ...] = ("res4", "res3", "res2"),
+        feature_scale: float = 1.0,
         num_thing_classes: int,
         softmax_over_heads: bool = False,
         freeze_detr: bool = False,
@@ -78,6 +81,7 @@ class PanopticDETR(DETR):
             num_heads=num_heads,
             fpn_channels=[features[name].channels for name in fpn_features],
         )
+        self.feature_scale = feature_scale
         self.num_thing_classes = num_thing_classes
         self.mask_threshold = mask_threshold
         self.score_threshold = score_threshold
@@ -90,6 +94,7 @@ class PanopticDETR(DETR):
             **super().from_config(cfg),
             "num_heads": cfg.MODEL.DETR.NHEADS,
             "fpn_features": head.IN_FEATURES,
+            "feature_scale": head.FEATURE_SCALE,
             "num_thing_classes": head.NUM_THING_CLASSES or count_thing_classes(cfg),
             "softmax_over_heads": head.SOFTMAX_OVER_HEADS,
             "freeze_detr": head.FREEZE_DETR,
@@ -128,9 +133,9 @@ class PanopticDETR(DETR):
             heads = self.predict(states)
         heads["query_masks"] = QueryMasks(
             head=self.mask_head,
-            context=projected,
+            context=projected * self.feature_scale,
             attention=self.bbox_attention(states[-1], memory, padding),
-            fpn_features=[features[name] for name in self.fpn_features],
+            fpn_features=[features[name] * self.feature_scale for name in self.fpn_features],
             padded_size=tuple(images.tensor.shape[-2:]),
         )
         return heads
