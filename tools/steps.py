@@ -30,12 +30,12 @@ def run_step(
         log: file for what it prints, for steps that run side by side; the console without it.
         threads: of PyTorch on the CPU; 0 leaves the choice to PyTorch and to ``OMP_NUM_THREADS``.
     """
-    print(f"\n=== {title}", flush=True)
-    if (ROOT / result).exists():
-        print(f"done before: {result}", flush=True)
-        return
+    done = (ROOT / result).exists()
     command = [str(part) for part in command]
-    print(f"python {shlex.join(command)}", flush=True)
+    what = f"done before: {result}" if done else f"python {shlex.join(command)}"
+    print(f"\n=== {title}\n{what}\n", end="", flush=True)  # at once, as steps may run side by side
+    if done:
+        return
     env = {**_MEMORY, **({"OMP_NUM_THREADS": str(threads)} if threads else {}), **os.environ}
     if log is not None:
         (ROOT / log).parent.mkdir(parents=True, exist_ok=True)

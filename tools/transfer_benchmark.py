@@ -3,6 +3,7 @@
 
     python tools/transfer_benchmark.py                      # the standard recipe: a table, curves and results.json
     python tools/transfer_benchmark.py --ablations          # the same for the parts of the method, one by one
+    python tools/transfer_benchmark.py --tasks detection oneshot panoptic
     python tools/transfer_benchmark.py --labeled 500 --seeds 1 2 3 --jobs 2
 
 Each step is a command that is printed and can be typed by itself; a step that is done is not repeated, and an
@@ -16,8 +17,10 @@ import json
 import os
 import statistics
 import time
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -26,9 +29,8 @@ from tabulate import tabulate
 
 from updetr_d2.learning_curves import plot_curves, read_metrics
 
-PRETRAIN_CONFIG = "configs/cutouts/updetr_lite0_cutouts.yaml"
-SCRATCH_CONFIG = "configs/cutouts/detr_lite0_cutouts.yaml"
-FINETUNE_CONFIG = "configs/cutouts/updetr_lite0_cutouts_detection.yaml"
+CONFIGS = Path("configs/cutouts")
+PRETRAIN_CONFIG = CONFIGS / "updetr_lite0_cutouts.yaml"
 DATA = Path("data/cutouts")  # named in the configs
 SCRATCH = "scratch"
 METHOD = "updetr"
@@ -41,7 +43,46 @@ ABLATIONS = {
     "single_query": ["MODEL.UPDETR.NUM_PATCHES", "1"],
     "query_shuffle": ["MODEL.UPDETR.QUERY_SHUFFLE", "True"],
 }
-METRICS = ("bbox/AP", "bbox/AP50", "bbox/AP75")
+
+
+class Task(NamedTuple):
+    """What the transformer is fine-tuned for.
+
+    Attributes:
+        scratch_config: trains it from the CNN's weights.
+        finetune_config: the same from a pre-trained transformer.
+        annotations: name of the data set in a split's ``{folder}``.
+        metrics: that evaluation writes.
+    """
+
+    scratch_config: Path
+    finetune_config: Path
+    annotations: str
+    metrics: tuple[str, ...]
+
+
+INSTANCES = "coco:{folder}/instances.json@{folder}/images"
+DETECTION = "detection"
+TASKS = {
+    DETECTION: Task(
+        CONFIGS / "detr_lite0_cutouts.yaml",
+        CONFIGS / "updetr_lite0_cutouts_detection.yaml",
+        INSTANCES,
+        ("bbox/AP", "bbox/AP50", "bbox/AP75"),
+    ),
+    "oneshot": Task(
+        CONFIGS / "detr_lite0_cutouts_oneshot.yaml",
+        CONFIGS / "updetr_lite0_cutouts_oneshot.yaml",
+        INSTANCES,
+        ("oneshot/seen_AP", "oneshot/seen_AP50", "oneshot/unseen_AP", "oneshot/unseen_AP50"),
+    ),
+    "panoptic": Task(
+        CONFIGS / "detr_lite0_cutouts_panoptic.yaml",
+        CONFIGS / "updetr_lite0_cutouts_panoptic.yaml",
+        "coco_panoptic:{folder}/panoptic.json@{folder}/panoptic@{folder}/images",
+        ("panoptic_seg/PQ", "panoptic_seg/PQ_th", "panoptic_seg/PQ_st", "panoptic_seg/SQ", "panoptic_seg/RQ"),
+    ),
+}
 # The same boxes with all classes taken for one: whether objects are found, right class or not.
 ANY_CLASS_METRICS = ("any class AP", "any class AP50")
 PATCH_METRICS = ("query_patch/AP50", "query_patch/mIoU", "query_patch/mIoU_others")
@@ -54,6 +95,13 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--labeled", type=int, nargs="+", default=[500], help="labelled scenes to fine-tune on"
+    )
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        choices=TASKS,
+        default=[DETECTION],
+        help="to fine-tune for (default: %(default)s); the ablations are measured by detection alone",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2], help="seeds of fine-tuning, positive")
     parser.add_argument(
@@ -78,7 +126,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    start = time.time()
+    began = time.time()
     opts = [part for part in args.opts if part != "--"]
     compose_scenes(args.labeled)
     backbone = args.output / "efficientnet_lite0.pth"
@@ -90,7 +138,7 @@ def main(args: argparse.Namespace) -> None:
     ablations = [] if args.ablations is None else args.ablations or list(ABLATIONS)
     pretrainings = {METHOD: [], **{name: ABLATIONS[name] for name in ablations}}
     folders = {name: args.output / f"pretrain_{name}" for name in pretrainings}
-    runs: dict[tuple[int, str], list[Path]] = {}
+    runs: dict[Runs, list[Path]] = {}
     with Trainings(args.jobs, args.output) as trainings:
         pretrained = {
             name: trainings.start(
@@ -98,22 +146,41 @@ def main(args: argparse.Namespace) -> None:
             )
             for name, changes in pretrainings.items()
         }
-        for count in args.labeled:
-            dataset = f"coco:{DATA}/train_{count}/instances.json@{DATA}/train_{count}/images"
-            for name in (SCRATCH, *pretrainings):
-                for seed in args.seeds:
-                    folder = args.output / f"{name}_{count}_seed{seed}"
-                    runs.setdefault((count, name), []).append(folder)
-                    trainings.start(
-                        f"Fine-tune on {count} labelled scenes, seed {seed}: {name}",
-                        SCRATCH_CONFIG if name == SCRATCH else FINETUNE_CONFIG,
-                        backbone if name == SCRATCH else folders[name] / "model_final.pth",
-                        folder,
-                        ["DATASETS.TRAIN", f"('{dataset}',)", "SEED", seed, *opts],
-                        after=pretrained.get(name),
-                    )
+        for task, count, start in runs_of(args.tasks, args.labeled, pretrainings):
+            for seed in args.seeds:
+                folder = args.output / run_name(task, count, start, seed)
+                runs.setdefault(Runs(task, count, start), []).append(folder)
+                dataset = TASKS[task].annotations.format(folder=DATA / f"train_{count}")
+                from_scratch = start == SCRATCH
+                trainings.start(
+                    f"Fine-tune for {task} on {count} labelled scenes, seed {seed}: {start}",
+                    TASKS[task].scratch_config if from_scratch else TASKS[task].finetune_config,
+                    backbone if from_scratch else folders[start] / "model_final.pth",
+                    folder,
+                    ["DATASETS.TRAIN", f"('{dataset}',)", "SEED", seed, *opts],
+                    after=pretrained.get(start),
+                )
     patches = {name: last_values(folder, PATCH_METRICS) for name, folder in folders.items()}
-    report(args.output, runs, patches, time.time() - start)
+    report(args.output, runs, patches, time.time() - began)
+
+
+class Runs(NamedTuple):
+    """Fine-tunings that differ in their seed alone."""
+
+    task: str
+    labeled_scenes: int
+    start: str
+
+
+def runs_of(tasks: list[str], labeled: list[int], pretrainings: Iterable[str]) -> list[Runs]:
+    """What is compared: every pre-training by detection, other tasks by the standard one alone."""
+    starts = {task: (SCRATCH, *pretrainings) if task == DETECTION else (SCRATCH, METHOD) for task in tasks}
+    return [Runs(task, count, start) for task in tasks for count in labeled for start in starts[task]]
+
+
+def run_name(task: str, count: int, start: str, seed: int) -> str:
+    kind = "" if task == DETECTION else f"_{task}"
+    return f"{start}{kind}_{count}_seed{seed}"
 
 
 class Trainings:
@@ -139,7 +206,13 @@ class Trainings:
             self.executor.shutdown(cancel_futures=True)
 
     def start(
-        self, title: str, config: str, weights: Path, folder: Path, changes: list, after: Future | None = None
+        self,
+        title: str,
+        config: Path,
+        weights: Path,
+        folder: Path,
+        changes: list,
+        after: Future | None = None,
     ) -> Future:
         """Train with a config, or go on with it, once ``after`` is done; the result is in ``folder``."""
         command = ["tools/train_net.py", "--config-file", config, "--resume", "MODEL.WEIGHTS", weights]
@@ -194,53 +267,63 @@ def any_class_values(folder: Path) -> dict[str, float]:
     return {metric: 100 * float(value) for metric, value in zip(ANY_CLASS_METRICS, evaluation.stats)}
 
 
-def mean_curves(folders: list[Path]) -> dict[str, dict[int, float]]:
-    """Mean over runs with the same schedule of every box metric at every evaluation."""
+def mean_curves(folders: list[Path], metrics: tuple[str, ...]) -> dict[str, dict[int, float]]:
+    """Mean over runs with the same schedule of the metrics at every evaluation."""
     all_curves = [curves_of(folder) for folder in folders]
     return {
         metric: {
             i: statistics.mean(curves[metric][i] for curves in all_curves) for i in all_curves[0][metric]
         }
-        for metric in METRICS
+        for metric in metrics
     }
 
 
-def report(output: Path, runs: dict, patches: dict, seconds: float) -> None:
+def measure(runs: Runs, folders: list[Path]) -> dict:
+    """A row of results.json: what the runs had at the end, and their mean curves."""
+    metrics = TASKS[runs.task].metrics
+    values = [last_values(folder, metrics) for folder in folders]
+    if runs.task == DETECTION:
+        values = [value | any_class_values(folder) for value, folder in zip(values, folders)]
+    row = {"labeled_scenes": runs.labeled_scenes, "start": runs.start, "seeds": len(folders)}
+    row |= {metric: [value[metric] for value in values] for metric in values[0]}
+    return row | {"mean_curves": mean_curves(folders, metrics)}
+
+
+def report(output: Path, runs: dict[Runs, list[Path]], patches: dict, seconds: float) -> None:
     """Print the tables; write results.json and learning_curves_COUNT.png."""
     print("\n=== Query patch detection on held-out scenes, in percent")
     print(tabulate([(name, *values.values()) for name, values in patches.items()], ("", *PATCH_METRICS)))
-    results = {"query_patches": patches, "detection": [], "seconds": round(seconds)}
-    for (count, name), folders in runs.items():
-        values = [last_values(folder, METRICS) for folder in folders]
-        row = {"labeled_scenes": count, "start": name, "seeds": len(folders)}
-        values = [value | any_class_values(folder) for value, folder in zip(values, folders)]
-        row |= {metric: [v[metric] for v in values] for metric in (*METRICS, *ANY_CLASS_METRICS)}
-        results["detection"].append(row | {"mean_curves": mean_curves(folders)})
-    print(
-        "\n=== Object detection on held-out scenes at the end, in percent: mean over seeds (lowest – highest)"
-    )
-    rows = [
-        (row["labeled_scenes"], row["start"], *(spread(row[m]) for m in (*METRICS, *ANY_CLASS_METRICS)))
-        for row in results["detection"]
-    ]
-    print(tabulate(rows, ("labelled scenes", "start", *METRICS, *ANY_CLASS_METRICS)))
+    results = {"query_patches": patches, "seconds": round(seconds)}
+    for key, folders in runs.items():
+        results.setdefault(key.task, []).append(measure(key, folders))
+    for task in dict.fromkeys(key.task for key in runs):
+        print(f"\n=== {task} on held-out scenes at the end, in percent: mean over seeds (lowest – highest)")
+        metrics = TASKS[task].metrics + (ANY_CLASS_METRICS if task == DETECTION else ())
+        rows = [
+            (row["labeled_scenes"], row["start"], *(spread(row[metric]) for metric in metrics))
+            for row in results[task]
+        ]
+        print(tabulate(rows, ("labelled scenes", "start", *metrics)))
     draw_curves(results, ROOT / output)
     (ROOT / output / "results.json").write_text(json.dumps(results, indent=1))
     print(f"\nThat took {seconds / 60:.0f} minutes. Tables and curves are in {output}.")
 
 
 def draw_curves(results: dict, folder: Path) -> None:
-    """Write learning_curves_COUNT.png for every number of labelled scenes in results.json."""
-    for count in sorted({row["labeled_scenes"] for row in results["detection"]}):
+    """Write learning_curves_COUNT.png of detection for every number of labelled scenes in results.json."""
+    rows = results.get(DETECTION, [])
+    for count in sorted({row["labeled_scenes"] for row in rows}):
         curves = {
             row["start"]: {
                 metric: {int(i): value for i, value in points.items()}
                 for metric, points in row["mean_curves"].items()
             }
-            for row in results["detection"]
+            for row in rows
             if row["labeled_scenes"] == count
         }
-        figure = plot_curves(curves, METRICS[:2], title=f"{count} labelled scenes, mean over seeds")
+        figure = plot_curves(
+            curves, TASKS[DETECTION].metrics[:2], title=f"{count} labelled scenes, mean over seeds"
+        )
         figure.savefig(folder / f"learning_curves_{count}.png")
 
 

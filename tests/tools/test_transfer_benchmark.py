@@ -44,6 +44,8 @@ def _commands(tool, tmp_path, monkeypatch) -> list[list[str]]:
             {"iteration": i, "bbox/AP": ap, "bbox/AP50": 2 * ap, "bbox/AP75": ap / 2}
             for i, ap in ((9, 1.0 * seed), (19, 4.0 * seed - scratch))
         ]
+        others = [metric for task in tool.TASKS.values() for metric in task.metrics if "bbox" not in metric]
+        records.append({"iteration": 19, **dict.fromkeys(others, 7.0 * seed)})
         records.append({"iteration": 19, "query_patch/AP50": 50.0, "query_patch/mIoU": 40.0})
         (folder / "metrics.json").write_text("".join(json.dumps(record) + "\n" for record in records))
         found = {"image_id": 1, "category_id": 2, "bbox": [0 if scratch else 40, 0, 20, 20], "score": 0.9}
@@ -65,7 +67,10 @@ def test_scratch_and_pretrained_differ_in_nothing_but_where_they_start(tool, com
     scratch, pretrained = commands[-2:]
     changed = [(a, b) for a, b in zip(scratch, pretrained, strict=True) if a != b]
     assert changed == [
-        (tool.SCRATCH_CONFIG, tool.FINETUNE_CONFIG),
+        (
+            "configs/cutouts/detr_lite0_cutouts.yaml",
+            "configs/cutouts/updetr_lite0_cutouts_detection.yaml",
+        ),
         ("output/cutouts/efficientnet_lite0.pth", "output/cutouts/pretrain_updetr/model_final.pth"),
         ("output/cutouts/scratch_500_seed3", "output/cutouts/updetr_500_seed3"),
     ]
@@ -142,3 +147,26 @@ def test_curves_are_means_over_seeds_and_can_be_drawn_from_the_results_alone(too
     drawn.unlink()
     tool.draw_curves(results, drawn.parent)
     assert drawn.read_bytes() == before
+
+
+def test_other_tasks_compare_scratch_and_the_standard_pretraining_alone(tool, commands, capsys):
+    tasks = ("--tasks", "panoptic", "oneshot")
+    results = run(tool, *tasks, "--ablations", "single_query", "--labeled", "500", "--seeds", "1", "2")
+    assert "detection" not in results
+    for task, metric in (("panoptic", "panoptic_seg/PQ_st"), ("oneshot", "oneshot/unseen_AP50")):
+        assert {row["start"]: row[metric] for row in results[task]} == {"scratch": [7, 14], "updetr": [7, 14]}
+        assert results[task][0]["mean_curves"][metric] == {"19": 10.5}
+    printed = capsys.readouterr().out
+    assert "=== panoptic on held-out scenes" in printed and "10.50 (7.00 – 14.00)" in printed
+    finetunings = [command for command in commands if "SEED" in command]
+    folders = [command[command.index("OUTPUT_DIR") + 1] for command in finetunings]
+    assert folders[:2] == [
+        "output/cutouts/scratch_panoptic_500_seed1",
+        "output/cutouts/scratch_panoptic_500_seed2",
+    ]
+    assert len(set(folders)) == len(folders) == 8
+    panoptic = next(command for command in finetunings if "panoptic" in command[2])
+    assert (
+        "('coco_panoptic:data/cutouts/train_500/panoptic.json@"
+        in panoptic[panoptic.index("DATASETS.TRAIN") + 1]
+    )
