@@ -99,6 +99,13 @@ RESNET18 = (
     *("MODEL.RESNETS.OUT_FEATURES", ["res5"]),
 )
 
+# What a small PanopticDETR of two things and two stuff classes needs beside it.
+PANOPTIC_RESNET18 = (
+    *(*RESNET18[:-1], ["res2", "res3", "res4", "res5"]),
+    *("MODEL.DETR.HIDDEN_DIM", 128, "MODEL.DETR.NHEADS", 8),
+    *("MODEL.MASK_HEAD.NUM_THING_CLASSES", 2),
+)
+
 # The first self-attention of the decoder sees only zeros, so these have no gradient in a fresh model.
 WITHOUT_GRADIENT_AT_START = (
     "transformer.decoder.layers.0.self_attn.",

@@ -70,7 +70,7 @@ class PredictedClasses:
             self.ids = sorted(to_contiguous, key=to_contiguous.get)
 
     def name(self, class_id: int) -> str:
-        return self.names[class_id] if self.names else f"class {class_id}"
+        return self.names[class_id] if class_id < len(self.names) else f"class {class_id}"
 
     def category_id(self, class_id: int) -> int:
         return self.ids[class_id] if self.ids else class_id
@@ -103,9 +103,13 @@ def find_classes(
     pictures = {"pictures": drawer.draw_instance_predictions(instances)}
     if "panoptic_seg" in output:
         segments, infos = output["panoptic_seg"]
+        metadata = classes.metadata
         if classes.panoptic is not None:
             infos = [{**s, "category_id": classes.panoptic.metadata_id(s["category_id"])} for s in infos]
-        drawer = Visualizer(image, classes.metadata, scale=picture_scale)
+        else:  # Detectron2 draws no segments without names
+            names = [classes.name(i) for i in range(1 + max((s["category_id"] for s in infos), default=0))]
+            metadata = Metadata(thing_classes=names, stuff_classes=names)
+        drawer = Visualizer(image, metadata, scale=picture_scale)
         pictures["panoptic"] = drawer.draw_panoptic_seg_predictions(segments.cpu(), infos)
     return Findings(instances, {kind: drawn.get_image() for kind, drawn in pictures.items()}, best_score)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultPredictor
-from helpers import load_tool, save_tiny_model, tiny_cfg
+from helpers import PANOPTIC_RESNET18, load_tool, save_tiny_model, tiny_cfg
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -169,11 +169,7 @@ def test_one_shot_models_find_the_class_of_the_query(tool, tmp_path, photos):
 
 def test_panoptic_models_get_overlays_and_masks(tool, tmp_path, photos):
     """With Detectron2's "separated" metadata, whose numbers of stuff classes are not the model's."""
-    backbone = ("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.DEPTH", 18)
-    features = ("MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"])
-    options = (*backbone, *features, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64)
-    options += ("MODEL.DETR.HIDDEN_DIM", 128, "MODEL.DETR.NHEADS", 8)
-    options += ("MODEL.MASK_HEAD.NUM_THING_CLASSES", 2, "MODEL.MASK_HEAD.SCORE_THRESHOLD", 0.0)
+    options = (*PANOPTIC_RESNET18, "MODEL.MASK_HEAD.SCORE_THRESHOLD", 0.0)
     options += register(
         "demo_test_separated",
         evaluator_type="coco_panoptic_seg",

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import TOOLS, load_tool, save_tiny_model
+from helpers import PANOPTIC_RESNET18, TOOLS, load_tool, save_tiny_model
 from PIL import Image
 
-from updetr_d2.demo_answers import DemoModel, locate_patch
+from updetr_d2.demo_answers import DemoModel, detect, find_similar, locate_patch
+from updetr_d2.findings import PredictedClasses
 
 pytest.importorskip("gradio", reason="the demo page needs Gradio: make setup-demo")
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright: make setup-demo")
@@ -28,6 +29,16 @@ BROWSER_OPTIONS = [
     *("--disable-component-update", "--disable-sync"),
 ]
 OPTIONS = ("INPUT.MIN_SIZE_TEST", 64, "INPUT.MAX_SIZE_TEST", 96, "INPUT.QUERY_PATCH.SIZE", 64)
+# Tab -> model, and the options that it needs.
+MODELS = {
+    "--patches": ("UPDETR", ()),
+    "--detection": ("DETR", ()),
+    "--panoptic": (
+        "PanopticDETR",
+        (*PANOPTIC_RESNET18, "MODEL.MASK_HEAD.SCORE_THRESHOLD", 0.0),
+    ),
+    "--one-shot": ("OneShotDETR", ("MODEL.DETR.NUM_CLASSES", 1)),
+}
 START_SECONDS = 180  # a busy machine imports PyTorch slowly
 ANSWER_MS = 60_000
 
@@ -60,17 +71,17 @@ def start_tool(*arguments: str) -> subprocess.Popen:
 
 @pytest.fixture(name="files", scope="module")
 def _files(tmp_path_factory) -> Path:
-    """Two models with their configs; a photo of 96x64 px, an example and a damaged file."""
+    """Models with their configs; a photo of 96x64 px, an example and a damaged file."""
     folder = tmp_path_factory.mktemp("demo_app")
     (folder / "examples").mkdir()
     pixels = np.random.default_rng(0).integers(256, size=(64, 96, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(folder / "photo.png")
     Image.fromarray(pixels[:, ::-1]).save(folder / "examples" / "example.png")
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
-    for kind in ("UPDETR", "DETR"):
+    for kind, options in MODELS.values():
         (folder / kind).mkdir()
         examples = ("DATASETS.TEST", (f"folder:{folder / 'examples'}",)) if kind == "UPDETR" else ()
-        save_tiny_model(folder / kind, kind, *OPTIONS, *examples)
+        save_tiny_model(folder / kind, kind, *OPTIONS, *options, *examples)
     return folder
 
 
@@ -78,7 +89,7 @@ def _files(tmp_path_factory) -> Path:
 def _server(files):
     """The running tool: the address of the page, and the lines that it has printed so far."""
     arguments = []
-    for option, kind in (("--patches", "UPDETR"), ("--detection", "DETR")):
+    for option, (kind, _) in MODELS.items():
         arguments += [option, str(files / kind / "config.yaml"), str(files / kind / "model.pth")]
     process = start_tool(*arguments)
     lines, address, ready = [], [], threading.Event()
@@ -131,19 +142,43 @@ def _page(browser, server):
     page.close()
 
 
-def upload(page, file: Path) -> None:
-    page.locator(".box-picture input[type=file]").set_input_files(file)
-    page.locator(".box-picture img").wait_for(state="attached")
+def open_tab(page, name: str):
+    """Open a tab; returns what is in it."""
+    page.get_by_role("tab", name=name).click()
+    panel = page.locator("[role=tabpanel]:visible")
+    panel.get_by_role("button", name="Find").wait_for()
+    return panel
 
 
-def fill_box(page, *corners: int) -> None:
-    for field, value in zip(page.locator(".box-number input").all(), corners):
+def upload(part, file: Path, picture: str = ".box-picture") -> None:
+    part.locator(f"{picture} input[type=file]").set_input_files(file)
+    part.locator(f"{picture} img").wait_for(state="attached")
+
+
+def fill_box(part, *corners: int) -> None:
+    for field, value in zip(part.locator(".box-number input").all(), corners):
         field.fill(str(value))
         field.blur()
 
 
 def box_of(page) -> list[int]:
     return [int(field.input_value()) for field in page.locator(".box-number input").all()]
+
+
+def table_of(page) -> list[list[str]]:
+    """The rows of the table that the page shows."""
+    rows = page.locator(".findings:visible tbody tr").all()
+    return [row.locator("td").all_inner_texts() for row in rows]
+
+
+def rows_of(table: str) -> list[list[str]]:
+    """The same of a table in Markdown."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+
+
+def loaded(files: Path, kind: str) -> DemoModel:
+    weights = ["MODEL.WEIGHTS", str(files / kind / "model.pth")]
+    return DemoModel.load(str(files / kind / "config.yaml"), weights, kinds=(kind,))
 
 
 def picture_of(page, css_class: str) -> np.ndarray:
@@ -161,14 +196,11 @@ def test_a_patch_is_found_and_shown(page, files):
     page.get_by_role("button", name="Find the patch").click()
     picture = picture_of(page, "result")
 
-    weights = ["MODEL.WEIGHTS", str(files / "UPDETR/model.pth")]
-    model = DemoModel.load(str(files / "UPDETR/config.yaml"), weights, kinds=("UPDETR",))
-    expected, table = locate_patch(model, str(files / "photo.png"), 10, 20, 50, 60, None, 1)
+    expected, table = locate_patch(loaded(files, "UPDETR"), str(files / "photo.png"), 10, 20, 50, 60, None, 1)
     assert picture.shape == expected.shape
     assert np.abs(picture.astype(int) - expected).mean() < 1
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 1000
-    shown = page.locator(".findings td").all_inner_texts()
-    assert shown == [cell.strip() for cell in table.splitlines()[2].strip("|").split("|")]
+    assert table_of(page) == rows_of(table)
 
 
 @needs_browser
@@ -231,16 +263,42 @@ def test_mistakes_are_answered_in_the_page(page, files, file, box, message):
 
 
 @needs_browser
-def test_every_model_has_a_tab(page, files):
-    assert page.get_by_role("tab").all_inner_texts() == ["Find a patch", "Detection"]
-    page.get_by_role("tab", name="Detection").click()
-    page.locator("input[type=file]:visible, .picture:visible input[type=file]").last.set_input_files(
-        files / "photo.png"
-    )
-    page.get_by_label("lowest score shown").last.fill("0")
-    page.get_by_role("button", name="Find objects").click()
-    assert picture_of(page, "result").shape[0] >= 640
-    assert page.locator(".findings:visible tbody tr").count() == 20
+@pytest.mark.parametrize(
+    ("tab", "kind", "drawn"), [("Detection", "DETR", "pictures"), ("Panoptic", "PanopticDETR", "panoptic")]
+)
+def test_objects_of_classes_are_found(page, files, tab, kind, drawn):
+    panel = open_tab(page, tab)
+    upload(panel, files / "photo.png", ".picture:not(.result)")
+    panel.get_by_label("lowest score shown").last.fill("0")
+    panel.get_by_role("button", name="Find objects").click()
+    picture = picture_of(page, "result")
+    model = loaded(files, kind)
+    expected, table = detect(model, PredictedClasses(model.cfg), drawn, str(files / "photo.png"), 0.0)
+    assert min(picture.shape[:2]) >= 640
+    assert picture.shape == expected.shape  # Detectron2 draws in colours of its own choice
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 1000
+    assert table_of(page) == rows_of(table)
+    assert rows_of(table)
+
+
+@needs_browser
+def test_a_thing_of_one_picture_is_looked_for_in_another(page, files):
+    panel = open_tab(page, "One-shot")
+    upload(panel, files / "photo.png")
+    upload(panel, files / "examples/example.png", ".picture:not(.box-picture):not(.result)")
+    fill_box(panel, 10, 20, 50, 60)
+    panel.get_by_label("lowest score shown").last.fill("0")
+    panel.get_by_role("button", name="Find things like it").click()
+    picture = picture_of(page, "result")
+    query, searched = str(files / "photo.png"), str(files / "examples/example.png")
+    expected, table = find_similar(loaded(files, "OneShotDETR"), query, 10, 20, 50, 60, searched, 0.0)
+    assert picture.shape == expected.shape
+    assert table_of(page) == rows_of(table)
+
+
+@needs_browser
+def test_every_model_has_a_tab(page):
+    assert page.get_by_role("tab").all_inner_texts() == ["Find a patch", "Detection", "Panoptic", "One-shot"]
 
 
 @needs_browser
