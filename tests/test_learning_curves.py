@@ -27,6 +27,18 @@ def test_each_run_is_a_line_with_its_points(tmp_path):
     assert (ap.get_ylabel(), loss.get_ylabel()) == ("bbox/AP", "total_loss")
 
 
+def test_a_long_legend_does_not_cover_the_curves():
+    runs = {f"run {i}": {"a": {0: 1.0, 9: i}, "b": {0: 2.0}} for i in range(6)}
+    few = plot_curves(dict(list(runs.items())[:2]), ["a", "b"])
+    assert [len(axes.get_legend().get_texts()) for axes in few.axes] == [2, 2]
+    figure = plot_curves(runs, ["a", "b"])
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == list(runs)
+    assert all(axes.get_legend() is None for axes in figure.axes)
+    assert all(axes.get_tightbbox().y0 >= legend.get_window_extent().y1 for axes in figure.axes)
+
+
 def test_panels_are_wrapped_into_rows(tmp_path):
     curves = {name: {0: 1.0} for name in "abcd"}
     figure = plot_curves({"run": curves}, list("abcd"), columns=3)

@@ -328,7 +328,9 @@ def draw_curves(results: dict, folder: Path) -> None:
 
 
 def spread(values: list[float]) -> str:
-    return f"{statistics.mean(values):.2f} ({min(values):.2f} – {max(values):.2f})"
+    """Mean (lowest – highest), in two decimals; a single value alone."""
+    mean = f"{statistics.mean(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.2f} – {max(values):.2f})"
 
 
 if __name__ == "__main__":

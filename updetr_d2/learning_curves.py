@@ -11,6 +11,8 @@ PANEL_SIZE = (5.5, 3.8)  # inches
 DPI = 120
 # Curves of at most so many points show each of them: evaluations rather than losses.
 MAX_MARKED_POINTS = 60
+# More would cover the curves: their legend is below the panels.
+MAX_RUNS_IN_PANEL_LEGEND = 4
 
 
 def read_metrics(path: Path) -> dict[str, dict[int, float]]:
@@ -67,7 +69,8 @@ def plot_curves(
     """
     columns = min(columns or len(metrics), len(metrics))
     rows = -(-len(metrics) // columns)
-    figure = matplotlib.figure.Figure(figsize=(PANEL_SIZE[0] * columns, PANEL_SIZE[1] * rows), dpi=DPI)
+    size = (PANEL_SIZE[0] * columns, PANEL_SIZE[1] * rows)
+    figure = matplotlib.figure.Figure(figsize=size, dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for unused in panels[len(metrics) :]:
@@ -82,8 +85,11 @@ def plot_curves(
             axes.plot(list(points), list(points.values()), marker=marker, markersize=4, label=label)
         axes.set(xlabel="iteration", ylabel=metric)
         axes.grid(alpha=0.3)
-        axes.legend()
+        if len(runs) <= MAX_RUNS_IN_PANEL_LEGEND:
+            axes.legend()
+    if len(runs) > MAX_RUNS_IN_PANEL_LEGEND:
+        # One for all panels; a panel that lacks some runs has the same colours for the others.
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2 * columns)
     if title:
         figure.suptitle(title)
-    figure.tight_layout()
     return figure
