@@ -6,6 +6,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from updetr_d2.engine import preemption
 from updetr_d2.engine.preemption import PreemptionHook, StopSignals
@@ -47,9 +48,16 @@ def test_a_second_signal_ends_the_process(monkeypatch):
     assert os.waitstatus_to_exitcode(status) == -signal.SIGTERM
 
 
+def load_data() -> None:
+    """What a loader worker is to PyTorch."""
+    torch.utils.data._utils.worker._worker_info = SimpleNamespace(id=0)
+    time.sleep(60)
+
+
 def test_workers_forked_inside_ignore_signals_until_training_ends():
     with StopSignals() as stop:
-        worker = forked(lambda: time.sleep(60))
+        worker = forked(load_data)
+        time.sleep(0.1)
         for _ in range(3):
             os.kill(worker, signal.SIGTERM)
             os.kill(worker, signal.SIGINT)
@@ -59,6 +67,17 @@ def test_workers_forked_inside_ignore_signals_until_training_ends():
     # Now the main process must be able to end it, without an alarm about a worker that was killed.
     os.kill(worker, signal.SIGTERM)
     assert os.waitpid(worker, 0) == (worker, 0)
+
+
+def test_other_processes_forked_inside_can_be_ended():
+    """``multiprocessing.Pool`` ends its processes by SIGTERM and waits until they are gone."""
+    with StopSignals() as stop:
+        child = forked(lambda: time.sleep(60))
+        time.sleep(0.1)
+        os.kill(child, signal.SIGTERM)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == -signal.SIGTERM
+        assert stop.received == 0
 
 
 def hook(stop, iteration, saved):

@@ -1,9 +1,13 @@
 """Panoptic evaluation: ground truth gets PQ and AP 100, in one process or two, whatever groups a data set has."""
 
 import json
+import os
+import signal
 
 import numpy as np
+import panopticapi.evaluation
 import pytest
+import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import launch
@@ -15,7 +19,8 @@ from PIL import Image
 from updetr_d2 import add_updetr_config
 from updetr_d2.data.panoptic_classes import PanopticClasses
 from updetr_d2.data.sources import ensure_registered
-from updetr_d2.evaluation import build_evaluator
+from updetr_d2.engine.preemption import StopSignals
+from updetr_d2.evaluation import build_evaluator, panoptic_evaluation
 
 HEIGHT, WIDTH = 24, 32
 CATEGORIES = [
@@ -99,6 +104,41 @@ def test_wrong_classes_of_stuff_cost_only_stuff(tmp_path):
     assert results["PQ_th"] == pytest.approx(100)
     assert results["PQ_st"] == 0
     assert results["PQ"] == pytest.approx(50)
+
+
+def signalled_count(*args):
+    """panopticapi's counting in a process that a cluster asks to stop, as it does all of a run."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        os.kill(os.getpid(), number)
+    return panopticapi.evaluation.pq_compute_single_core(*args)
+
+
+def test_a_signal_to_all_processes_leaves_the_counting_alone(tmp_path, monkeypatch):
+    """And the evaluation ends, inside of training as well, where processes may ignore the signal to end."""
+    monkeypatch.setattr(panoptic_evaluation, "pq_compute_single_core", signalled_count)
+    with StopSignals():
+        results = evaluate_truth(write_dataset(tmp_path, num_images=7), tmp_path / "out")
+    assert results["panoptic_seg"]["PQ"] == pytest.approx(100)
+
+
+def test_counts_of_the_parts_are_those_of_the_whole(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+
+    def lose_segments(output):
+        segment_map, segments = output["panoptic_seg"]
+        kept = [segment for segment in segments if rng.random() > 0.4]
+        lost = torch.isin(segment_map, torch.tensor([s["id"] for s in segments if s not in kept]))
+        return {**output, "panoptic_seg": (segment_map.masked_fill(lost, 0), kept)}
+
+    def in_one_part(annotations, *args):
+        return panopticapi.evaluation.pq_compute_single_core(0, annotations, *args)
+
+    name = write_dataset(tmp_path, num_images=9)
+    results = evaluate_truth(name, tmp_path / "out", lose_segments)["panoptic_seg"]
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(panoptic_evaluation, "_count_segments", in_one_part)
+    assert results == evaluate_truth(name, tmp_path / "out", lose_segments)["panoptic_seg"]
+    assert 20 < results["PQ"] < 90
 
 
 def test_void_prediction_gets_nothing(tmp_path):

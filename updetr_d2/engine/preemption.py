@@ -9,6 +9,7 @@ import time
 
 from detectron2.engine import HookBase
 from detectron2.utils import comm
+from torch.utils.data import get_worker_info
 
 from updetr_d2.engine.hooks import CheckpointHook
 
@@ -26,7 +27,7 @@ class StopSignals:
     """Context in which the first signal of :data:`STOP_SIGNALS` is only noted; a second one ends the process.
 
     Loader workers that are forked inside ignore the signals: a cluster sends them to every process, and the
-    step needs its workers to finish.
+    step needs its workers to finish. To other forked processes the signals do what they do by default.
 
     Attributes:
         received: number of the signal that this process has got, 0 before.
@@ -59,11 +60,13 @@ class StopSignals:
         self._previous = {}
 
     def _note(self, number: int, frame) -> None:
-        if os.getpid() != self._process:  # in a worker
-            if not self._open[0]:
-                os._exit(
-                    0
-                )  # the training process ends its workers; dying of the signal would be an error to it
+        if os.getpid() != self._process:
+            if get_worker_info() is None:  # a library's process, which waits for its end if it ends it
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            elif not self._open[0]:
+                # The training process ends its workers; dying of the signal would be an error to it.
+                os._exit(0)
             return
         now = time.monotonic()
         if self.received and now - self._time > _SAME_REQUEST:

@@ -1,12 +1,19 @@
 """Panoptic quality and instance AP of panoptic models, through Detectron2's evaluators."""
 
+import functools
 import math
+import operator
+import os
+import signal
 from collections import OrderedDict
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from unittest import mock
 
+import panopticapi.evaluation
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, COCOPanopticEvaluator, DatasetEvaluator, DatasetEvaluators
-from panopticapi.evaluation import PQStat
+from panopticapi.evaluation import PQStat, pq_compute_single_core
 
 from updetr_d2.data.panoptic_annotations import instances_file
 from updetr_d2.data.panoptic_classes import PanopticClasses
@@ -54,12 +61,38 @@ class PanopticQualityEvaluator(COCOPanopticEvaluator):
             on the main process ``{"panoptic_seg": {"PQ", "SQ", "RQ", "PQ_th", …, "RQ_st"}}`` in percent,
             without the group (things, stuff) that the data set does not have; None on the others.
         """
-        with mock.patch.object(PQStat, "pq_average", _pq_average):
+        with (
+            mock.patch.object(PQStat, "pq_average", _pq_average),
+            mock.patch.object(panopticapi.evaluation, "pq_compute_multi_core", _count_segments),
+        ):
             results = super().evaluate()
         if results is None:
             return None
         panoptic = results["panoptic_seg"]
         return OrderedDict(panoptic_seg={k: v for k, v in panoptic.items() if not math.isnan(v)})
+
+
+def _count_segments(
+    annotations: list[tuple[dict, dict]], gt_folder: str, pred_folder: str, categories: dict
+) -> PQStat:
+    """panopticapi's counts, by processes that live through a signal to all processes of a run, and then end.
+
+    Its own pool ends them by SIGTERM at a moment of its choice, and loses the images of one that dies.
+    """
+    count = os.cpu_count() or 1
+    with ProcessPoolExecutor(count, mp_context=get_context("fork"), initializer=_ignore_signals) as executor:
+        parts = [
+            executor.submit(
+                pq_compute_single_core, i, annotations[i::count], gt_folder, pred_folder, categories
+            )
+            for i in range(count)
+        ]
+        return functools.reduce(operator.iadd, (part.result() for part in parts), PQStat())
+
+
+def _ignore_signals() -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 _divide_by_count = PQStat.pq_average
