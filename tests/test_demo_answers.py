@@ -14,6 +14,7 @@ from updetr_d2.demo_answers import (
     detect,
     find_similar,
     locate_patch,
+    pixels,
     preview_query,
 )
 from updetr_d2.findings import PredictedClasses
@@ -161,6 +162,10 @@ def test_one_shot_queries_are_a_box_or_a_whole_picture(tmp_path, photo):
         find_similar(model, photo, *NO_BOX, None, 0.5)
     with pytest.raises(VisitorError, match="There is no box yet"):
         cut_query(model, np.zeros((64, 96, 3), np.uint8), NO_BOX)
+
+
+def test_coordinates_are_whole_pixels():
+    assert pixels(torch.tensor([-0.3, 0.2, 12.6, 127.9])) == ["0", "0", "13", "128"]
 
 
 def test_models_of_another_kind_are_refused(tmp_path):

@@ -190,7 +190,10 @@ TABS = {
     "panoptic": (
         "Panoptic",
         functools.partial(
-            classes_tab, kind="panoptic", introduction="Every pixel gets a thing or stuff class."
+            classes_tab,
+            kind="panoptic",
+            introduction="Every pixel gets a thing or stuff class, if it is part of a segment with the score that "
+            "MODEL.MASK_HEAD.SCORE_THRESHOLD asks for; the score below is that of the table.",
         ),
     ),
     "one_shot": ("One-shot", one_shot_tab),

@@ -80,7 +80,7 @@ TASKS = {
         CONFIGS / "detr_lite0_cutouts_panoptic.yaml",
         CONFIGS / "updetr_lite0_cutouts_panoptic.yaml",
         "coco_panoptic:{folder}/panoptic.json@{folder}/panoptic@{folder}/images",
-        ("panoptic_seg/PQ", "panoptic_seg/PQ_th", "panoptic_seg/PQ_st", "panoptic_seg/SQ", "panoptic_seg/RQ"),
+        ("panoptic_seg/PQ", "panoptic_seg/PQ_th", "panoptic_seg/PQ_st", "segm/AP", "bbox/AP"),
     ),
 }
 # The same boxes with all classes taken for one: whether objects are found, right class or not.

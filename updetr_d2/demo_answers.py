@@ -11,6 +11,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, pairwise_iou
+from torch import Tensor
 
 from updetr_d2.data.images import UnusableImageError, read_image_rgb
 from updetr_d2.data.query_patches import random_patch_boxes
@@ -167,7 +168,7 @@ def locate_patch(
     scores = found.scores.numpy()
     header = ["guess", "score", "x0", "y0", "x1", "y1"]
     rows = [
-        [str(i), f"{score:.3f}", *(f"{value:.0f}" for value in box)]
+        [str(i), f"{score:.3f}", *pixels(box)]
         for i, (score, box) in enumerate(zip(scores, found.pred_boxes), start=1)
     ]
     true_box = None
@@ -243,12 +244,16 @@ def describe(found: Findings, name: Callable[[int], str], threshold: float) -> s
         )
     instances = found.instances[found.instances.scores.argsort(descending=True)]
     rows = [
-        [name(class_id), f"{score:.3f}", *(f"{value:.0f}" for value in box)]
+        [name(class_id), f"{score:.3f}", *pixels(box)]
         for class_id, score, box in zip(
             instances.pred_classes.tolist(), instances.scores.tolist(), instances.pred_boxes
         )
     ]
     return markdown_table(["class", "score", "x0", "y0", "x1", "y1"], rows)
+
+
+def pixels(box: Tensor) -> list[str]:
+    return [str(round(value)) for value in box.tolist()]  # as integers, which have no -0
 
 
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:
