@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.engine import launch
-from detectron2.utils import comm
 from helpers import tiny_cfg
 from PIL import Image
+from processes import run_processes
 
 from updetr_d2.data.cache import CACHE_VARIABLE
 from updetr_d2.data.loader import build_test_loader, build_train_loader, load_training_set
@@ -225,25 +224,19 @@ def _patterns(cfg) -> list[str]:
     return [name.removeprefix("shards:") for name in cfg.DATASETS.TRAIN]
 
 
-def write_shares(cfgs: list, output: str) -> None:
-    """Run in each process: write the names of the batches of two passes over 24 images."""
-    for i, cfg in enumerate(cfgs):
-        loader = build_train_loader(cfg, mapper=NumberMapper())
-        seen = names(itertools.islice(loader, 12))
-        Path(output, f"{i}_{comm.get_rank()}.txt").write_text("\n".join(seen))
+def shares_of_two_epochs(cfgs: list) -> list[list[str]]:
+    """Run in each process: the names of its images in two passes over 24."""
+    return [names(itertools.islice(build_train_loader(cfg, mapper=NumberMapper()), 12)) for cfg in cfgs]
 
 
-@pytest.mark.slow
-def test_two_processes_with_two_workers_see_every_image_once_an_epoch(folder, tmp_path):
+def test_two_processes_with_two_workers_see_every_image_once_an_epoch(folder):
     """Also when there are fewer shards than workers, or than processes."""
     sizes = [[7, 5, 3, 9], [24]]
     cfgs = [
         shard_cfg(write_shards(folder / str(i), each), num_workers=2, options=("DATALOADER.MIXED_SHARDS", 2))
         for i, each in enumerate(sizes)
     ]
-    launch(write_shares, 2, dist_url="auto", args=(cfgs, str(tmp_path)))
-    for i, each in enumerate(sizes):
-        shares = [(tmp_path / f"{i}_{rank}.txt").read_text().split("\n") for rank in range(2)]
+    for each, *shares in zip(sizes, *run_processes(2, shares_of_two_epochs, cfgs)):
         for begin in (0, 12):
             epoch = [name for share in shares for name in share[begin : begin + 12]]
             assert Counter(epoch) == Counter(all_names(each))

@@ -10,11 +10,11 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.engine import launch
 from detectron2.utils import comm
 from helpers import true_panoptic_output
 from panopticapi.utils import id2rgb
 from PIL import Image
+from processes import run_processes
 
 from updetr_d2 import add_updetr_config
 from updetr_d2.data.panoptic_classes import PanopticClasses
@@ -170,20 +170,10 @@ def test_evaluation_leaves_the_output_as_it_is(tmp_path):
     assert all("isthing" in segment for output in outputs for segment in output["panoptic_seg"][1])
 
 
-def _evaluate_in_a_process(name, folder):
-    results = evaluate_truth(name, folder)
-    if comm.is_main_process():
-        (folder / "results.json").write_text(json.dumps(results))
-    else:
-        assert not results
-
-
-@pytest.mark.slow
 def test_two_processes_see_all_images(tmp_path):
-    name = write_dataset(tmp_path, num_images=5)
-    folder = tmp_path / "out"
-    folder.mkdir()
-    launch(_evaluate_in_a_process, 2, dist_url="auto", args=(name, folder))
-    results = json.loads((folder / "results.json").read_text())
+    results, nothing = run_processes(
+        2, evaluate_truth, write_dataset(tmp_path, num_images=5), tmp_path / "out"
+    )
+    assert not nothing
     assert results["panoptic_seg"]["PQ"] == pytest.approx(100)
     assert results["segm"]["AP"] == pytest.approx(100)

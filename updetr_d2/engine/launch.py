@@ -46,22 +46,33 @@ def launch(main: Callable[[Namespace], object], args: Namespace) -> object:
     dist.init_process_group("nccl" if use_gpu else "gloo", timeout=DEFAULT_TIMEOUT)
     comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
     comm.synchronize()
+    return _run_in_process_group(main, args)
+
+
+def _run_in_process_group(main: Callable[[Namespace], object], args: Namespace) -> object:
+    """Run ``main(args)`` and leave the process group, whose threads could abort a process that ends in it.
+
+    After a failure the group stays: leaving it could wait for the others, who wait for this process.
+    """
     try:
-        return main(args)
-    finally:
+        result = main(args)
+    except SystemExit:  # all processes stop together
         dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
+    return result
 
 
 def _launch_processes(main: Callable[[Namespace], object], args: Namespace) -> None:
     try:
         with _forwarded_signals():
             detectron2_launch(
-                main,
+                _run_in_process_group,
                 args.num_gpus,
                 num_machines=args.num_machines,
                 machine_rank=args.machine_rank,
                 dist_url=args.dist_url,
-                args=(args,),
+                args=(main, args),
             )
     except ProcessExitedException as error:
         if error.exit_code == STOPPED_EXIT_CODE:
