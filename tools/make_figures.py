@@ -35,7 +35,7 @@ from updetr_d2.data.sources import ensure_registered
 from updetr_d2.inference import load_trained_model, setup_inference_config
 from updetr_d2.modeling.box_ops import cxcywh_to_xyxy
 from updetr_d2.modeling.matcher import FORBIDDEN, build_matcher
-from updetr_d2.visualization import draw_query_patch_sample, save_picture
+from updetr_d2.visualization import draw_query_patch_sample, save_picture, to_rgb
 from updetr_d2.visualization_method import draw_method
 from updetr_d2.visualization_panoptic import decoder_attention, draw_attention_maps
 
@@ -92,10 +92,9 @@ def draw_training_step(cfg: CfgNode, model: nn.Module, photo: str) -> np.ndarray
     picture = Image.open(photo).convert("RGB")
     picture.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
     size = np.array([*picture.size, *picture.size])
-    order = slice(None) if cfg.INPUT.FORMAT == "RGB" else slice(None, None, -1)
     return draw_method(
         np.asarray(picture),
-        sample["patches"].numpy().transpose(0, 2, 3, 1)[..., order],
+        to_rgb(sample["patches"], cfg.INPUT.FORMAT),
         cxcywh_to_xyxy(targets.boxes[0]).cpu().numpy() * size,
         query_mask=model.group_mask(model.num_queries).cpu().numpy(),
         predicted_boxes=cxcywh_to_xyxy(boxes[0, 0]).cpu().numpy() * size,
@@ -113,9 +112,8 @@ def draw_attention(cfg: CfgNode, model: nn.Module) -> np.ndarray:
     attention = decoder_attention(model, [sample])[0]
     _, ious = find_patches(model, sample)
     count, (height, width) = len(sample["patches"]), sample["image"].shape[1:]
-    order = slice(None) if cfg.INPUT.FORMAT == "RGB" else slice(None, None, -1)
     return draw_attention_maps(
-        sample["image"].numpy().transpose(1, 2, 0)[..., order],
+        to_rgb(sample["image"], cfg.INPUT.FORMAT),
         attention.unflatten(0, (count, -1)).mean(dim=1),
         sample["instances"].gt_boxes.tensor.numpy(),
         [f"patch {i}: IoU {iou:.2f}" for i, iou in enumerate(ious.tolist(), start=1)],

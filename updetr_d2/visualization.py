@@ -5,6 +5,7 @@ import os
 import matplotlib
 import matplotlib.figure
 import numpy as np
+import torch
 from detectron2.structures import Boxes, Instances
 from detectron2.structures.boxes import matched_pairwise_iou
 from matplotlib.axes import Axes
@@ -80,14 +81,18 @@ def draw_query_patch_sample(sample: dict, instances: Instances, input_format: st
     Returns:
         RGB uint8 ``[h', w', 3]``.
     """
-    order = slice(None) if input_format == "RGB" else slice(None, None, -1)
-    image = sample["image"].numpy().transpose(1, 2, 0)[..., order]
-    patches = sample["patches"].numpy().transpose(0, 2, 3, 1)[..., order]
+    image, patches = (to_rgb(sample[key], input_format) for key in ("image", "patches"))
     best = instances[: len(patches)].to("cpu")
     boxes = best.pred_boxes.clone()
     boxes.scale(image.shape[1] / best.image_size[1], image.shape[0] / best.image_size[0])
     true_boxes = sample["instances"].gt_boxes.tensor.numpy()
     return draw_query_patches(image, patches, true_boxes, boxes.tensor.numpy(), best.scores.numpy())
+
+
+def to_rgb(images: torch.Tensor, input_format: str) -> np.ndarray:
+    """Pictures ``[..., H, W, 3]`` of a sample's ``[..., 3, H, W]`` in ``INPUT.FORMAT``, "RGB" or "BGR"."""
+    pictures = images.movedim(-3, -1).numpy()
+    return pictures if input_format == "RGB" else pictures[..., ::-1]
 
 
 def draw_patch_guesses(
