@@ -135,15 +135,19 @@ def test_detections_are_listed_from_the_best_on(tmp_path, photo):
     assert f"Nothing has a score of 1.00 or more; the highest is {scores[0]:.2f}." in nothing
 
 
-def test_segments_without_a_data_set_have_numbers_for_names(tmp_path, photo):
-    """The config of a model that came without its data names none that is here."""
+@pytest.mark.parametrize("names", [[], ["a"]], ids=["nothing is named", "one class is named"])
+def test_segments_without_a_data_set_have_numbers_for_names(tmp_path, photo, names):
+    """The config of a model that came without its data names none that is here, or one of other classes."""
     options = (*PANOPTIC_RESNET18, "MODEL.MASK_HEAD.SCORE_THRESHOLD", 0.0)
     _, model = load(tmp_path, "PanopticDETR", *options, "DATASETS.TEST", ("coco_panoptic:/no@/no@/no",))
-    picture, table = detect(model, PredictedClasses(model.cfg), "panoptic", photo, 0.0)
+    classes = PredictedClasses(model.cfg)
+    classes.names = names
+    picture, table = detect(model, classes, "panoptic", photo, 0.0)
     assert picture.shape == (640, 960, 3)
     enlarged = np.asarray(Image.open(photo).resize((960, 640)))
     assert np.abs(picture.astype(int) - enlarged).mean() > 10  # segments are painted over
-    assert {row[0] for row in rows_of(table)[2:]} <= {f"class {i}" for i in range(4)}
+    allowed = [*names, *(f"class {i}" for i in range(len(names), 4))]
+    assert {row[0] for row in rows_of(table)[2:]} <= set(allowed)
 
 
 @torch.no_grad()
