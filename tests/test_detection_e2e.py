@@ -23,7 +23,7 @@ def _cache(tmp_path_factory, monkeypatch):
 
 
 def test_voc_recipe_trains_and_evaluates_with_both_measures(voc, tmp_path):
-    options = (*SMALL_DETR, "SOLVER.MAX_ITER", 4)
+    options = (*SMALL_DETR, "SOLVER.MAX_ITER", 4, "SOLVER.BASE_LR", 0.01, "TEST.EVAL_PERIOD", 2)
     results = run_train_net("voc/updetr_r50_voc_150ep.yaml", tmp_path / "output", *options)
     assert results["iteration"] == 4
     assert np.isfinite(results["total_loss"])
@@ -36,6 +36,15 @@ def test_voc_recipe_trains_and_evaluates_with_both_measures(voc, tmp_path):
     for part in again:
         assert 0 <= again[part]["AP50"] <= 100
         assert again[part]["AP"] == pytest.approx(results[f"{part}/AP"], abs=1e-3)
+    during, after = (predictions(tmp_path / folder) for folder in ("output", "again"))
+    np.testing.assert_allclose(during, after, rtol=1e-4)
+
+
+def predictions(output: Path) -> list[list[float]]:
+    """Score and box of all that the last evaluation found."""
+    (path,) = output.glob("inference/**/coco_instances_results.json")
+    found = json.loads(path.read_text())
+    return [[each["score"], *each["bbox"]] for each in found]
 
 
 @pytest.fixture

@@ -84,6 +84,26 @@ def test_a_copy_runs_with_its_own_weights():
     assert not torch.equal(backbone(images)["res4"], expected)
 
 
+@pytest.mark.parametrize("trains", [True, False], ids=["a step of the optimizer", ".data and eval()"])
+def test_changes_that_pytorch_does_not_count_are_seen(trains):
+    backbone, images = TimmBackbone(name="resnet18", out_features=["res5"]), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        before = backbone(images)["res5"]
+    if trains:
+        backbone(images)["res5"].square().mean().backward()
+        torch.optim.AdamW(backbone.parameters(), lr=0.01, fused=True).step()
+    else:
+        for parameter in backbone.parameters():
+            parameter.data.mul_(1.1)
+        backbone.eval()
+    with torch.no_grad():
+        after = backbone(images)["res5"]
+        assert (after - before).abs().max() > 0.1
+        fresh = TimmBackbone(name="resnet18", out_features=["res5"])
+        fresh.load_state_dict(backbone.state_dict())
+        torch.testing.assert_close(after, fresh(images)["res5"])
+
+
 @pytest.mark.parametrize(
     ("freeze_at", "first_trained"), [(0, "conv_stem"), (1, "blocks.1"), (2, "blocks.2"), (4, "blocks.5")]
 )

@@ -83,6 +83,7 @@ class TimmBackbone(Backbone):
     def train(self, mode: bool = True) -> "TimmBackbone":
         super().train(mode)
         self._net[0].train(mode)
+        self._folded.drop()  # fused optimizers and .data change weights unnoticed
         return self
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -95,6 +96,8 @@ class TimmBackbone(Backbone):
         """
         wants_gradient = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
         if wants_gradient or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            if wants_gradient and not torch.compiler.is_compiling():
+                self._folded.drop()  # a step of the optimizer may follow
             features = self._net[0](images)
         else:
             features = self._folded(images)

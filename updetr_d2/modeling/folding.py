@@ -34,8 +34,9 @@ class FoldedConv2d(Conv2d):
 
     While no gradient is wanted the folded weight is kept, in the type of the features, so that autocast has
     nothing to convert, and in the memory format channels-last, which makes the features channels-last as well. A
-    change of the tensors it comes from, such as loading a checkpoint, is noticed. A weight that trains is folded
-    in every step.
+    change of the tensors it comes from, such as loading a checkpoint, is noticed. As PyTorch does not count what
+    fused optimizers and ``.data`` change, ``train()``, ``eval()`` and a pass with gradients drop it, too. A weight
+    that trains is folded in every step.
 
     Args:
         conv: the convolution to replace; its parameters are taken over, not copied.
@@ -57,8 +58,8 @@ class FoldedConv2d(Conv2d):
             device="meta",
         )
         self.weight, self.bias = conv.weight, conv.bias
-        self.train(conv.training)
         self._cache: tuple | None = None
+        self.train(conv.training)
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.folded(x)
@@ -79,7 +80,10 @@ class FoldedConv2d(Conv2d):
 
     def folded(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """:meth:`fold` for features like ``x``, from the cache if no gradient is wanted."""
-        if self.wants_gradient or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return self.fold()
+        if self.wants_gradient:
+            self._cache = None  # a step of the optimizer may follow
             return self.fold()
         sources = self._sources()
         if any(source.is_inference() for source in sources):  # their changes are not counted
@@ -96,6 +100,10 @@ class FoldedConv2d(Conv2d):
         norm = self.norm
         sources = (self.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)
         return sources if self.bias is None else (*sources, self.bias)
+
+    def train(self, mode: bool = True) -> "FoldedConv2d":
+        self._cache = None
+        return super().train(mode)
 
     def _apply(self, fn, recurse: bool = True) -> "FoldedConv2d":
         self._cache = None

@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 class FoldedTimmNet:
     """A copy of a frozen network that computes the same features in fewer passes, in channels-last order.
 
-    It is made when it is first used, and again when a tensor of the network has changed.
+    It is made when it is first used, and again when a tensor of the network has changed, or after :meth:`drop`.
 
     Args:
         net: any timm ``features_only`` network whose BatchNorms are frozen.
@@ -33,6 +33,10 @@ class FoldedTimmNet:
                 self._folded = self._fold(images[:1])
                 self._key = key
             return self._folded(images.contiguous(memory_format=torch.channels_last))
+
+    def drop(self) -> None:
+        """Forget the copy, as the network may have changed in ways that PyTorch does not count."""
+        self._key = None
 
     def _fold(self, example: Tensor) -> nn.Module:
         folded = copy.deepcopy(self.net)
