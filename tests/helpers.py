@@ -95,7 +95,6 @@ def tiny_cfg(meta_architecture: str, *options) -> CfgNode:
 RESNET18 = (
     *("MODEL.BACKBONE.NAME", "build_resnet_backbone"),
     *("MODEL.RESNETS.DEPTH", 18),
-    *("MODEL.RESNETS.RES2_OUT_CHANNELS", 64),
     *("MODEL.RESNETS.OUT_FEATURES", ["res5"]),
 )
 
@@ -180,16 +179,7 @@ def random_sample(
 
 # A small model on small images in the place of the recipe's.
 SMALL_DETR = (
-    *(
-        "MODEL.DEVICE",
-        "cpu",
-        "MODEL.WEIGHTS",
-        "",
-        "MODEL.RESNETS.DEPTH",
-        18,
-        "MODEL.RESNETS.RES2_OUT_CHANNELS",
-        64,
-    ),
+    *("MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.RESNETS.DEPTH", 18),
     *(
         "MODEL.DETR.REQUIRE_PRETRAINED_TRANSFORMER",
         False,
@@ -209,7 +199,6 @@ SMALL_PRETRAINING = (
     *("MODEL.DEVICE", "cpu"),
     *("MODEL.WEIGHTS", ""),
     *("MODEL.RESNETS.DEPTH", "18"),
-    *("MODEL.RESNETS.RES2_OUT_CHANNELS", "64"),
     *("MODEL.DETR.HIDDEN_DIM", "32"),
     *("MODEL.DETR.ENC_LAYERS", "1"),
     *("MODEL.DETR.DEC_LAYERS", "2"),

@@ -23,7 +23,7 @@ from updetr_d2.engine.validation import check_config
 PATCHIFY = ()
 RESNET = (
     *("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.DEPTH", 18),
-    *("MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"]),
+    *("MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"]),
 )
 
 

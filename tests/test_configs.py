@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from detectron2.config import get_cfg
+from detectron2.modeling import build_model
 
 from updetr_d2 import add_updetr_config
 from updetr_d2.engine.validation import check_config
@@ -30,6 +31,24 @@ def test_every_config_passes_the_checks(path):
     cfg = load(path)
     cfg.MODEL.DEVICE = "cpu"
     check_config(cfg)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pretrain/updetr_r50_imagenet_60ep.yaml",
+        "voc/updetr_r50_voc_150ep.yaml",
+        "coco/updetr_r50_coco_150ep.yaml",
+        "panoptic/updetr_r50_coco_panoptic.yaml",
+    ],
+)
+def test_a_smaller_resnet_is_one_option(name):
+    cfg = load(name)
+    cfg.merge_from_list(["MODEL.RESNETS.DEPTH", 18, "MODEL.DEVICE", "cpu", "MODEL.DETR.ENC_LAYERS", 1])
+    cfg.freeze()
+    model = build_model(cfg)
+    assert model.backbone.output_shape()["res5"].channels == 512
+    assert cfg.MODEL.RESNETS.RES2_OUT_CHANNELS == 256  # the user's config is left alone
 
 
 def test_pretraining_recipe_is_the_papers():
@@ -92,13 +111,14 @@ def test_variants_differ_from_the_recipe_in_what_their_name_says(name, differenc
     ("name", "differences"),
     [
         ("no_recon", {"MODEL.UPDETR.FEATURE_RECON": False}),
-        ("trainable_cnn", {"MODEL.UPDETR.FREEZE_BACKBONE": False, "SOLVER.BACKBONE_MULTIPLIER": 0.5}),
+        ("trainable_cnn", {"MODEL.UPDETR.FREEZE_BACKBONE": False}),
     ],
 )
 def test_ablations_differ_from_the_short_schedule_in_one_thing(name, differences):
     short = flatten(load("pretrain/updetr_r50_imagenet_15ep.yaml"))
     variant = flatten(load(f"pretrain/updetr_r50_imagenet_{name}_15ep.yaml"))
     assert {key: value for key, value in variant.items() if short[key] != value} == differences
+    assert variant["SOLVER.BACKBONE_MULTIPLIER"] == 1.0  # all that trains has the same learning rate
 
 
 @pytest.mark.parametrize("data", ["voc", "coco"])

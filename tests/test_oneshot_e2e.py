@@ -102,7 +102,7 @@ def test_pretraining_carries_over_from_the_command_line(scenes, tmp_path):
     """A checkpoint of pre-training starts the one-shot model, ``patch2query`` included."""
     small = (
         *("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.DEPTH", 18),
-        *("MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.DETR.IN_FEATURE", "res5"),
+        *("MODEL.DETR.IN_FEATURE", "res5"),
         *("MODEL.DETR.ENC_LAYERS", 1, "MODEL.DETR.DEC_LAYERS", 1, "DATALOADER.NUM_WORKERS", 0),
         *("DATASETS.TRAIN", (scenes,), "DATASETS.TEST", (scenes,), "SOLVER.IMS_PER_BATCH", 2),
         *("SOLVER.MAX_ITER", 2, "SOLVER.EPOCH_STEPS", "()"),

@@ -41,13 +41,11 @@ class TestRecipes:
     def test_both_steps_have_the_same_detector(self, method):
         boxes = load(f"panoptic/{method}_r50_coco_panoptic_boxes.yaml").MODEL.DETR
         masks = load(f"panoptic/{method}_r50_coco_panoptic.yaml").MODEL.DETR
-        training = ("DEEP_SUPERVISION", "REQUIRE_PRETRAINED_TRANSFORMER")
-        assert all(boxes[key] == masks[key] for key in boxes if key not in training)
+        assert all(boxes[key] == masks[key] for key in boxes if key != "REQUIRE_PRETRAINED_TRANSFORMER")
 
     def test_joint_training_trains_everything_for_the_long_schedule(self, method):
         cfg = load(f"panoptic/{method}_r50_coco_panoptic_joint.yaml")
         assert not cfg.MODEL.MASK_HEAD.FREEZE_DETR
-        assert cfg.MODEL.DETR.DEEP_SUPERVISION
         assert (cfg.SOLVER.EPOCHS, cfg.SOLVER.EPOCH_STEPS) == (300, (200,))
 
     def test_instance_segmentation_is_on_coco_things(self, method):

@@ -75,9 +75,7 @@ def test_fine_tuned_detector_keeps_its_class_head(tmp_path):
     ids=["C4", "FPN"],
 )
 def test_faster_rcnn_takes_every_stage_of_the_cnn(tmp_path, options, homes):
-    cnn = tiny_model(
-        "DETR", *RESNET18, "MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.RES2_OUT_CHANNELS", 256
-    ).backbone
+    cnn = tiny_model("DETR", *RESNET18, "MODEL.RESNETS.DEPTH", 50).backbone
     weights = {f"backbone.{name}": torch.randn_like(tensor) for name, tensor in cnn.state_dict().items()}
     torch.save({"model": weights}, tmp_path / "cnn.pth")
     resnet = ("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.MASK_ON", False)

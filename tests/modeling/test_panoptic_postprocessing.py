@@ -7,6 +7,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from updetr_d2.modeling.panoptic_postprocessing import (
+    _resize_labels,
     instance_masks,
     panoptic_segmentation,
     upsample_masks,
@@ -73,6 +74,14 @@ def assert_equal_to_slow(class_logits, mask_logits, size):
     ]
     assert [i["score"] for i in fast_infos] == pytest.approx([i["score"] for i in slow_infos])
     return fast_map, fast_infos
+
+
+def test_labels_are_resized_as_by_pillow_wherever_the_centres_fall():
+    rng = np.random.default_rng(0)
+    for old, new in [(800, 375), (836, 627), (1333, 1000), *rng.integers(1, 1400, (100, 2)).tolist()]:
+        labels = torch.arange(old, dtype=torch.int32)[:, None]
+        expected = Image.fromarray(labels.numpy(), mode="I").resize((1, new), Image.Resampling.NEAREST)
+        np.testing.assert_array_equal(_resize_labels(labels, (new, 1)).numpy(), np.array(expected))
 
 
 @pytest.mark.parametrize("size", [(12, 17), (24, 34), (8, 30)])

@@ -62,7 +62,7 @@ def test_data_takes_images_of_ones_own(tmp_path):
 
 def test_step_is_broken_down_and_the_reference_has_the_same_losses(tmp_path):
     """Unequal losses would end the run, see check_same_losses."""
-    small = ("MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64")
+    small = ("MODEL.RESNETS.DEPTH", "18")
     report = run(tmp_path, "step", "--image-size", "64", "96", *small)
     names = [row["name"] for row in report["measurements"]]
     assert names[0] == "step, batch 2"
@@ -101,14 +101,14 @@ def test_mask_head_measures_matched_queries_and_all(tmp_path):
 
 
 def test_inference_compares_whole_predictions(tmp_path):
-    small = ("MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64")
+    small = ("MODEL.RESNETS.DEPTH", "18")
     (row,) = run(tmp_path, "inference", "--image-size", "64", "96", *small)["measurements"]
     assert row["name"] == "inference, UPDETR, batch 1, 64x96" and row["ratio"]
 
 
 @pytest.mark.slow
 def test_scale_changes_one_thing_at_a_time_and_compares_processes(tmp_path):
-    small = ("MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64")
+    small = ("MODEL.RESNETS.DEPTH", "18")
     lists = ("--batch-sizes", "1", "2", "--patches", "1", "--queries", "40", "--image-sides", "64")
     rows = run(tmp_path, "scale", *lists, "--threads", "1", *small)["measurements"]
     assert [row["name"] for row in rows] == [

@@ -9,13 +9,13 @@ import copy
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
-from detectron2.modeling import build_backbone
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarking.reference_losses import layer_losses
 from benchmarking.reference_matching import match_layer, targets_of_images
+from updetr_d2.modeling.backbone import build_backbone
 from updetr_d2.modeling.meta_arch import DETR, UPDETR
 from updetr_d2.modeling.meta_arch.detr import size_padding
 from updetr_d2.modeling.mlp import MLP

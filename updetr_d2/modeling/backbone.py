@@ -1,4 +1,4 @@
-"""Backbones from the timm library: ``MODEL.BACKBONE.NAME: build_timm_backbone``.
+"""Backbones by ``MODEL.BACKBONE.NAME``: Detectron2's, and those of the timm library, "build_timm_backbone".
 
 timm is optional (``pip install updetr_d2[timm]``); it is imported when such a backbone is built.
 """
@@ -8,13 +8,24 @@ from collections.abc import Sequence
 from types import ModuleType
 
 import torch
+from detectron2 import modeling
+from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 
 from updetr_d2.modeling.timm_folding import FoldedTimmNet
 
-__all__ = ["TimmBackbone", "build_timm_backbone"]
+__all__ = ["TimmBackbone", "build_backbone", "build_timm_backbone"]
+
+
+def build_backbone(cfg: CfgNode) -> Backbone:
+    """Detectron2's ``build_backbone``, for which ``MODEL.RESNETS.DEPTH`` 18 or 34 is enough."""
+    if cfg.MODEL.RESNETS.DEPTH in (18, 34):
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64  # Detectron2 asks for it, and takes no other
+    return modeling.build_backbone(cfg)
 
 
 class TimmBackbone(Backbone):

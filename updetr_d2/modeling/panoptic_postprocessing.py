@@ -3,6 +3,7 @@
 ``N`` queries, ``K`` classes; things are the classes below ``num_thing_classes``.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -91,10 +92,13 @@ def panoptic_segmentation(
 
 
 def _resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """``[h, w]`` -> ``[*size]``, the label at the centre of each output pixel (Pillow's nearest neighbour)."""
-    # In integers: as fractions, centres on the border of two pixels would be rounded at random.
-    rows, columns = (
-        (2 * torch.arange(new, device=labels.device) + 1) * old // (2 * new)
-        for old, new in zip(labels.shape, size)
-    )
+    """``[h, w]`` -> ``[*size]``, the label at the centre of each output pixel, as Pillow's nearest neighbour."""
+    rows, columns = (_nearest(old, new).to(labels.device) for old, new in zip(labels.shape, size))
     return labels[rows[:, None], columns]
+
+
+def _nearest(old: int, new: int) -> Tensor:
+    """Index in ``old`` pixels for each of ``new``; a centre on the border of two falls as Pillow's sum does."""
+    steps = np.full(new, old / new)
+    steps[0] /= 2
+    return torch.from_numpy(np.cumsum(steps).astype(np.int64))

@@ -2,11 +2,12 @@
 
 import torch
 from detectron2.config import configurable
-from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from updetr_d2.modeling.backbone import build_backbone
 from updetr_d2.modeling.criterion import build_criterion
 from updetr_d2.modeling.folding import fold_frozen_batchnorm
 from updetr_d2.modeling.fused_resnet import fuse_resnet_blocks
