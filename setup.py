@@ -12,11 +12,13 @@ setup(
     long_description_content_type="text/markdown",
     packages=find_packages(include=["updetr_d2", "updetr_d2.*"]),
     python_requires=">=3.10",
-    install_requires=["torch>=2.3", "torchvision", "fvcore", "scipy", "pycocotools"],
+    install_requires=[
+        *("torch>=2.3", "torchvision", "fvcore", "scipy", "pycocotools"),
+        *("opencv-python-headless", "panopticapi-lite"),
+    ],
     extras_require={
         "timm": ["timm"],
         "shards": ["webdataset"],
-        "panoptic": ["panopticapi-lite"],
         "export": ["onnx", "onnxscript"],
         "demo": ["gradio>=6.31,<7"],
         "dev": [

@@ -168,6 +168,14 @@ def test_one_shot_queries_are_a_box_or_a_whole_picture(tmp_path, photo):
         cut_query(model, np.zeros((64, 96, 3), np.uint8), NO_BOX)
 
 
+def test_queries_have_the_context_that_the_model_was_trained_with(tmp_path, photo):
+    options = ("MODEL.DETR.NUM_CLASSES", 1, "DATASETS.ONESHOT.CONTEXT_MARGIN", 0.5)
+    _, model = load(tmp_path, "OneShotDETR", *options)
+    expected = Image.open(photo).crop((0, 8, 80, 56)).resize((64, 64), Image.Resampling.BILINEAR)
+    patch = cut_query(model, np.asarray(Image.open(photo)), (20, 20, 60, 44))
+    assert np.abs(patch.astype(int) - np.asarray(expected)).max() <= 1
+
+
 def test_coordinates_are_whole_pixels():
     assert pixels(torch.tensor([-0.3, 0.2, 12.6, 127.9])) == ["0", "0", "13", "128"]
 

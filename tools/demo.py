@@ -40,7 +40,7 @@ from tqdm import tqdm
 from updetr_d2.data.image_folder import load_image_folder
 from updetr_d2.data.images import UnusableImageError, read_image_rgb
 from updetr_d2.findings import Findings, PredictedClasses, find_classes, find_objects, find_patches
-from updetr_d2.inference import Predictor, cut_patch, setup_inference_config
+from updetr_d2.inference import Predictor, cut_query_patch, setup_inference_config
 from updetr_d2.visualization import save_picture
 
 
@@ -65,16 +65,13 @@ def list_images(arguments: Sequence[str]) -> list[str]:
     return list(files)
 
 
-def cut_query_patches(
-    images: Sequence[str], boxes: Sequence[Sequence[int]], *, size: int, max_patches: int | None
-) -> np.ndarray:
+def cut_query_patches(images: Sequence[str], boxes: Sequence[Sequence[int]], cfg: CfgNode) -> np.ndarray:
     """RGB uint8 ``[m, size, size, 3]``, one patch for each query.
 
     Args:
         images: files; one for each box, or one for all boxes.
         boxes: XYXY in pixels; none for whole images.
-        size: side (px) of the patches.
-        max_patches: number that the model takes; None for any.
+        cfg: of the model, which says how patches are cut and how many it takes.
 
     Raises:
         ValueError: if the numbers do not fit or a box is not inside its image.
@@ -82,16 +79,16 @@ def cut_query_patches(
     if boxes and len(images) not in (1, len(boxes)):
         raise ValueError(f"{len(images)} --query-image and {len(boxes)} --query-box do not fit together.")
     count = max(len(images), len(boxes))
-    if max_patches is not None and count > max_patches:
+    if cfg.MODEL.META_ARCHITECTURE == "UPDETR" and count > cfg.MODEL.UPDETR.NUM_PATCHES:
         raise ValueError(
-            f"The model looks for 1 to {max_patches} patches at a time (MODEL.UPDETR.NUM_PATCHES), "
-            f"{count} are named with --query-image."
+            f"The model looks for 1 to {cfg.MODEL.UPDETR.NUM_PATCHES} patches at a time "
+            f"(MODEL.UPDETR.NUM_PATCHES), {count} are named with --query-image."
         )
     patches = []
     for i in range(count):
         file_name = images[min(i, len(images) - 1)]
         try:
-            patches.append(cut_patch(read_image_rgb(file_name), boxes[i] if boxes else None, size))
+            patches.append(cut_query_patch(read_image_rgb(file_name), boxes[i] if boxes else None, cfg))
         except ValueError as error:
             raise ValueError(f"--query-box of {file_name}: {error}") from error
     return np.stack(patches)
@@ -118,12 +115,7 @@ def prepare(
         return partial(find_classes, predictor, classes), categories, classes.category_id
     if not args.query_image:
         raise ValueError(f"{kind} needs --query-image: what to look for.")
-    patches = cut_query_patches(
-        args.query_image,
-        args.query_box,
-        size=cfg.INPUT.QUERY_PATCH.SIZE,
-        max_patches=cfg.MODEL.UPDETR.NUM_PATCHES if kind == "UPDETR" else None,
-    )
+    patches = cut_query_patches(args.query_image, args.query_box, cfg)
     names = [f"patch {i + 1}" for i in range(len(patches))] if kind == "UPDETR" else ["query"]
     categories = [{"id": i, "name": name} for i, name in enumerate(names, start=1)]
     return partial(find, Predictor(cfg), patches), categories, lambda class_id: class_id + 1

@@ -36,8 +36,8 @@ from updetr_d2.inference import load_trained_model, setup_inference_config
 from updetr_d2.modeling.box_ops import cxcywh_to_xyxy
 from updetr_d2.modeling.matcher import FORBIDDEN, build_matcher
 from updetr_d2.visualization import draw_query_patch_sample, save_picture, to_rgb
+from updetr_d2.visualization_attention import decoder_attention, draw_attention_maps
 from updetr_d2.visualization_method import draw_method
-from updetr_d2.visualization_panoptic import decoder_attention, draw_attention_maps
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICKSTART = ROOT / "output" / "quickstart"

@@ -12,6 +12,8 @@ from pathlib import Path
 from steps import ROOT, run_step
 from tabulate import tabulate
 
+from updetr_d2.learning_curves import read_metrics
+
 OUTPUT = Path("output/quickstart")
 PRETRAIN_CONFIG = "configs/quickstart/updetr_lite0_scenes.yaml"
 SCRATCH_CONFIG = "configs/quickstart/detr_lite0_scenes_detection.yaml"
@@ -82,10 +84,9 @@ def run(title: str, command: list, result: Path) -> None:
 
 def box_results(name: str) -> dict:
     """Detection results of the last evaluation of a run."""
-    results = {}
-    for line in (ROOT / OUTPUT / name / "metrics.json").read_text().splitlines():
-        results.update({key: value for key, value in json.loads(line).items() if key.startswith("bbox/")})
-    return {metric: results[f"bbox/{metric}"] for metric in BOX_METRICS}
+    curves = read_metrics(ROOT / OUTPUT / name / "metrics.json")
+    last = {metric: curves[f"bbox/{metric}"] for metric in BOX_METRICS}
+    return {metric: points[max(points)] for metric, points in last.items()}
 
 
 def report(before: dict, after: dict, seconds: float) -> None:

@@ -203,10 +203,10 @@ def _add_solver_config(cfg: CN) -> None:
     cfg.SOLVER.SKIP_NONFINITE_STEPS = 0
     # "ADAMW" or "SGD" (for the Faster R-CNN baselines).
     cfg.SOLVER.OPTIMIZER = "ADAMW"
-    # Learning rate of the backbone relative to SOLVER.BASE_LR.
+    # Learning rate of the backbone relative to SOLVER.BASE_LR, with ADAMW.
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
     # Autocast type under SOLVER.AMP.ENABLED: "bfloat16" or "float16" (with loss scaling, CUDA only).
     cfg.SOLVER.AMP.DTYPE = "bfloat16"
 
-    # Images that evaluation draws predictions on, per data set (PNG files and TensorBoard).
+    # Images that the evaluation of UPDETR draws predictions on, per data set (PNG files and TensorBoard).
     cfg.TEST.VIS_IMAGES = 8

@@ -17,7 +17,7 @@ from updetr_d2.data.images import UnusableImageError, read_image_rgb
 from updetr_d2.data.query_patches import random_patch_boxes
 from updetr_d2.data.sources import ensure_registered
 from updetr_d2.findings import Findings, PredictedClasses, find_classes, find_objects
-from updetr_d2.inference import Predictor, cut_patch, setup_inference_config
+from updetr_d2.inference import Predictor, cut_query_patch, setup_inference_config
 from updetr_d2.visualization import draw_patch_guesses
 
 logger = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ def cut_query(
     """
     is_empty = not any(box)  # Gradio shows fields that nothing was entered in as 0
     if is_empty and whole_image:
-        return cut_patch(image, None, model.predictor.patch_size)
+        return cut_query_patch(image, None, model.cfg)
     if is_empty or None in box:
         raise VisitorError(
             "There is no box yet: draw one on the picture with the mouse, or enter its corners."
@@ -123,7 +123,7 @@ def cut_query(
             "each side (INPUT.QUERY_PATCH.MIN_SIZE)."
         )
     try:
-        return cut_patch(image, (x0, y0, x1, y1), model.predictor.patch_size)
+        return cut_query_patch(image, (x0, y0, x1, y1), model.cfg)
     except ValueError as error:
         raise VisitorError(f"The box cannot be used: {error}") from error
 

@@ -14,8 +14,9 @@ from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
 from updetr_d2.config import add_updetr_config
 from updetr_d2.data.detection_classes import NUM_CLASSES_KEYS, derive_num_classes
 from updetr_d2.data.images import stack_to_tensor, to_tensor
+from updetr_d2.data.mappers.oneshot import cut_patch
 from updetr_d2.data.sources import ensure_registered
-from updetr_d2.data.transforms import DETRResize, resize_uint8
+from updetr_d2.data.transforms import DETRResize
 from updetr_d2.engine.validation import check_config
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,6 @@ class Predictor:
 
     def __init__(self, cfg: CfgNode) -> None:
         self.model = load_trained_model(cfg)
-        self.patch_size = cfg.INPUT.QUERY_PATCH.SIZE
         self._resize = DETRResize.from_config(cfg, is_train=False)
         self._format = cfg.INPUT.FORMAT
 
@@ -100,7 +100,7 @@ class Predictor:
             patches: RGB uint8 ``[m, h, w, 3]``, for UPDETR and OneShotDETR.
 
         Returns:
-            the model's output for the image, on the CPU, boxes in the pixels of ``image``.
+            the model's output for the image, ``instances`` on the CPU with boxes in the pixels of ``image``.
         """
         resized = T.AugInput(image)
         self._resize(resized)
@@ -116,13 +116,13 @@ class Predictor:
         return output
 
 
-def cut_patch(image: np.ndarray, box: Sequence[int] | None, size: int) -> np.ndarray:
-    """Cut a query patch as in pre-training.
+def cut_query_patch(image: np.ndarray, box: Sequence[int] | None, cfg: CfgNode) -> np.ndarray:
+    """Cut a query patch as the model of a config was trained on.
 
     Args:
         image: RGB uint8 ``[H, W, 3]``.
         box: XYXY in pixels; None for the whole image.
-        size: side (px) of the patch.
+        cfg: its ``INPUT.QUERY_PATCH.SIZE`` and, for one-shot detection, ``DATASETS.ONESHOT.CONTEXT_MARGIN``.
 
     Returns:
         RGB uint8 ``[size, size, 3]``.
@@ -134,4 +134,5 @@ def cut_patch(image: np.ndarray, box: Sequence[int] | None, size: int) -> np.nda
     x0, y0, x1, y1 = (0, 0, width, height) if box is None else box
     if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
         raise ValueError(f"{x0} {y0} {x1} {y1} is no box X0 Y0 X1 Y1 inside an image of {width}x{height} px.")
-    return resize_uint8(np.ascontiguousarray(image[y0:y1, x0:x1]), height=size, width=size)
+    margin = cfg.DATASETS.ONESHOT.CONTEXT_MARGIN if cfg.MODEL.META_ARCHITECTURE == "OneShotDETR" else 0.0
+    return cut_patch(image, (x0, y0, x1, y1), margin=margin, size=cfg.INPUT.QUERY_PATCH.SIZE)

@@ -1,7 +1,9 @@
 """What a checkpoint gives to a model of another kind, and which one a run goes on from."""
 
 import logging
+import pickle
 
+import numpy as np
 import pytest
 import torch
 from helpers import RESNET18, tiny_model
@@ -30,6 +32,20 @@ def test_fine_tuning_takes_all_of_pretraining_but_three_modules(tmp_path):
         source = before if name.startswith("class_embed.") else theirs
         assert equal(tensor, source[name]), name
     assert checkpointer.loaded_keys == {name for name in theirs if not name.startswith(LEFT_OUT)}
+
+
+def test_tensors_that_are_found_by_similar_names_count_as_loaded(tmp_path):
+    """As in the files of Detectron2's model zoo."""
+    model = tiny_model("DETR", *RESNET18)
+    theirs = {
+        "conv1_w": np.random.rand(64, 3, 7, 7).astype("float32"),
+        "fc1000_w": np.zeros((9, 9), "float32"),
+    }
+    (tmp_path / "R-18.pkl").write_bytes(pickle.dumps(theirs))
+    checkpointer = UPDETRCheckpointer(model)
+    checkpointer.load(str(tmp_path / "R-18.pkl"))
+    assert checkpointer.loaded_keys == {"backbone.stem.conv1.weight"}
+    np.testing.assert_array_equal(model.backbone.stem.conv1.weight.detach(), theirs["conv1_w"])
 
 
 def test_missing_weights_name_the_key_and_the_way_out():

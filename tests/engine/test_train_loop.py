@@ -145,3 +145,11 @@ def test_loss_scale_and_number_of_steps_left_out_go_on_after_a_resume():
     resumed.load_state_dict(interrupted.state_dict())
     assert resumed.finite_check.num_skipped == 3
     assert resumed.grad_scaler.get_scale() == 2.0
+
+
+def test_a_run_without_loss_scaling_goes_on_with_it():
+    model = tiny_model("UPDETR")
+    loops = [TrainLoop(model, OneBatch(), torch.optim.SGD(model.parameters(), lr=0.1)) for _ in range(2)]
+    loops[1].grad_scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    loops[1].load_state_dict(loops[0].state_dict())
+    assert loops[1].grad_scaler.get_scale() == 8.0

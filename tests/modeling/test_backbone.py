@@ -64,6 +64,14 @@ def test_plain_timm_weights_load_by_key_and_give_the_same_features(name):
     torch.testing.assert_close(backbone.double()(images)["res5"], expected)
 
 
+def test_a_backbone_made_in_inference_mode_works():
+    with torch.inference_mode():
+        backbone, images = TimmBackbone(name="resnet18", out_features=["res5"]), torch.randn(1, 3, 64, 64)
+        before = backbone(images)["res5"]
+        backbone.conv1.weight.mul_(2)
+        assert not torch.allclose(backbone(images)["res5"], before)
+
+
 def test_norms_are_neither_trained_nor_updated():
     backbone = TimmBackbone(name=LITE0, out_features=["res5"]).train()
     before = copy.deepcopy(backbone.state_dict())

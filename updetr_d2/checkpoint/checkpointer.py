@@ -137,16 +137,21 @@ class UPDETRCheckpointer(DetectionCheckpointer):
             left_out = [key for key in weights if key.startswith(prefixes)]
             for key in left_out:
                 del weights[key]
-        given = set(weights)
         incompatible = super()._load_model(checkpoint)
-        self._log_loaded(given, left_out, incompatible)
+        self._log_loaded(left_out, incompatible)
         return incompatible
 
-    def _log_loaded(self, given: set[str], left_out: list[str], incompatible) -> None:
+    def _convert_ndarray_to_tensor(self, state_dict: dict) -> None:
+        super()._convert_ndarray_to_tensor(state_dict)
+        self._weights = state_dict  # the last call is with the names of the model, whatever those of the file
+
+    def _log_loaded(self, left_out: list[str], incompatible) -> None:
         wrong_shape = {key for key, *_ in incompatible.incorrect_shapes}
-        loaded = given - set(incompatible.unexpected_keys) - wrong_shape
+        names = set(self.model.state_dict())
+        loaded = names & set(self._weights)
+        self._weights = {}
         self.loaded_keys = loaded
-        parts = sorted({key.split(".")[0] for key in (*self.model.state_dict(), *given, *left_out)})
+        parts = sorted({key.split(".")[0] for key in (*names, *incompatible.unexpected_keys, *left_out)})
         columns = (loaded, left_out, wrong_shape, incompatible.missing_keys, incompatible.unexpected_keys)
         rows = [
             (part, *(sum(key.split(".")[0] == part for key in keys) for keys in columns)) for part in parts

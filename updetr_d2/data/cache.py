@@ -1,10 +1,14 @@
 """Where updetr_d2 keeps files that it can make again: indices of image folders, rendered scenes."""
 
+import contextlib
 import hashlib
 import logging
 import os
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 logger = logging.getLogger(__name__)
 
@@ -39,11 +43,28 @@ def cache_folder(*parts: str) -> Path:
     return folder
 
 
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a file that takes the place of ``path`` once it is written; processes of several machines may do so.
+
+    Args:
+        path: of the file; as long as the context is open, or if it ends with an error, it is as before.
+    """
+    with tempfile.NamedTemporaryFile(dir=Path(path).parent, suffix=".tmp", delete=False) as file:
+        try:
+            yield file
+            file.flush()
+            os.chmod(file.name, 0o644)  # temporary files are the user's alone, caches may be shared
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
 def write_atomically(path: str | Path, text: str) -> None:
-    """Write a file in one piece; several processes may write the same one."""
-    temporary = Path(path).with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    """Write a text file by :func:`replacing`."""
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def keep_copy(path: str | Path, *folders: str) -> str:
@@ -58,17 +79,13 @@ def keep_copy(path: str | Path, *folders: str) -> str:
         the copy's path; that of the file itself, with a warning, if the cache cannot be written.
     """
     path = Path(path)
-    temporary = None
     try:
         digest = hashlib.sha256(path.read_bytes())
         copy = cache_folder(*folders) / f"{path.stem}-{digest.hexdigest()[:24]}{path.suffix}"
         if not copy.exists():
-            temporary = copy.with_suffix(f".{os.getpid()}.tmp")
-            shutil.copyfile(path, temporary)
-            os.replace(temporary, copy)
+            with open(path, "rb") as original, replacing(copy) as file:
+                shutil.copyfileobj(original, file)
     except (OSError, RuntimeError) as error:
         logger.warning("%s is read where it is: do not change it during the run (%s).", path, error)
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
         return str(path)
     return str(copy)

@@ -19,7 +19,7 @@ NUM_CLASSES_KEYS = {
 
 
 def derive_num_classes(cfg: CfgNode, dataset_names: Sequence[str]) -> CfgNode:
-    """Take the number of classes from the data sets where the config says 0, and check it otherwise.
+    """Take the numbers of classes and things from the data sets where the config says 0; check them otherwise.
 
     Args:
         cfg: the config of a run; not changed. Meta-architectures that do not learn the data set's classes,
@@ -28,7 +28,7 @@ def derive_num_classes(cfg: CfgNode, dataset_names: Sequence[str]) -> CfgNode:
             classes.
 
     Returns:
-        a copy with the number of classes, frozen if ``cfg`` was.
+        a copy with the numbers, frozen if ``cfg`` was.
 
     Raises:
         ValueError: if a data set has no classes, other classes than the first one, or another number of them
@@ -46,18 +46,28 @@ def derive_num_classes(cfg: CfgNode, dataset_names: Sequence[str]) -> CfgNode:
                 f"{_some(class_names(other))}); those in DATASETS.TRAIN and DATASETS.TEST must agree."
             )
     node, name = cfg.MODEL[key.split(".")[1]], key.split(".")[-1]
-    if node[name] == len(classes):
-        return cfg
-    if node[name] != 0:
+    if node[name] not in (0, len(classes)):
         raise ValueError(
             f"{key} is {node[name]}, but '{first}' has {len(classes)} classes ({_some(classes)}); set it to "
             f"{len(classes)}, or to 0 to take the number from the data set."
         )
-    logger.info("%s = %d, the classes of '%s': %s", key, len(classes), first, _some(classes, 100))
+    derived = []
+    if node[name] == 0:
+        logger.info("%s = %d, the classes of '%s': %s", key, len(classes), first, _some(classes, 100))
+        derived += [key, len(classes)]
+    things = MetadataCatalog.get(first).get("thing_dataset_id_to_contiguous_id")
+    if (
+        cfg.MODEL.META_ARCHITECTURE == "PanopticDETR"
+        and cfg.MODEL.MASK_HEAD.NUM_THING_CLASSES == 0
+        and things
+    ):
+        derived += ["MODEL.MASK_HEAD.NUM_THING_CLASSES", len(things)]
+    if not derived:
+        return cfg
     frozen = cfg.is_frozen()
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.merge_from_list([key, len(classes)])
+    cfg.merge_from_list(derived)
     if frozen:
         cfg.freeze()
     return cfg

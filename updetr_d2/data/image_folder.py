@@ -4,13 +4,12 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 import time
 from pathlib import Path
 
 from torch.utils.data import Dataset
 
-from updetr_d2.data.cache import cache_folder
+from updetr_d2.data.cache import cache_folder, write_atomically
 from updetr_d2.data.packed_names import PackedNames
 
 logger = logging.getLogger(__name__)
@@ -143,14 +142,9 @@ def _read_index(root: str) -> dict[str, _Entry]:
 
 def _write_index(root: str, tree: dict[str, _Entry]) -> None:
     """Write the index under a temporary name and rename it, so that other processes see it whole."""
-    temporary = None
     try:
-        target = _index_file(root)
-        with tempfile.NamedTemporaryFile("w", encoding="ascii", dir=target.parent, delete=False) as file:
-            temporary = file.name
-            file.write(json.dumps({"root": root, "folders": tree}, separators=(",", ":")))
-        os.replace(temporary, target)
+        write_atomically(
+            _index_file(root), json.dumps({"root": root, "folders": tree}, separators=(",", ":"))
+        )
     except (OSError, RuntimeError) as error:
         logger.warning("The index of %s is not kept, the next start will be slower: %s", root, error)
-        if temporary is not None and os.path.exists(temporary):
-            os.remove(temporary)

@@ -183,12 +183,7 @@ def _ensure_written(folder: Path, split: Split) -> None:
 
 
 def _write_split(folder: Path, split: Split) -> None:
-    try:
-        from updetr_d2.data.scene_drawing import render_scene
-    except ImportError as error:
-        raise ImportError(
-            "The generated scenes are drawn with OpenCV: pip install opencv-python-headless."
-        ) from error
+    from updetr_d2.data.scene_drawing import render_scene  # needs the classes above
 
     write_scenes(
         folder,

@@ -9,7 +9,6 @@ import io
 import logging
 import os
 import tarfile
-import tempfile
 from pathlib import Path
 from typing import IO, NamedTuple
 from zipfile import BadZipFile
@@ -17,7 +16,7 @@ from zipfile import BadZipFile
 import numpy as np
 from detectron2.utils.file_io import PathHandler, PathManager
 
-from updetr_d2.data.cache import cache_folder
+from updetr_d2.data.cache import cache_folder, replacing
 from updetr_d2.data.image_folder import EXTENSIONS
 
 logger = logging.getLogger(__name__)
@@ -166,17 +165,11 @@ def _write(path: Path, index: ShardIndex, stamp: list[int]) -> None:
         sizes=index.sizes,
         problem=np.array(index.problem),
     )
-    temporary = None
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            temporary = file.name
+        with replacing(path) as file:
             file.write(content.getvalue())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
     except OSError as error:
         logger.warning("The index %s is not kept, the next start will be slower: %s", path, error)
-        if temporary is not None and os.path.exists(temporary):
-            os.remove(temporary)
 
 
 def member_url(shard: str, name: str, offset: int, size: int) -> str:

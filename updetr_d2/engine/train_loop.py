@@ -136,7 +136,8 @@ class TrainLoop(SimpleTrainer):
 
     def load_state_dict(self, state_dict: dict) -> None:
         super().load_state_dict(state_dict)
-        self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+        if state_dict["grad_scaler"]:  # empty of a run without loss scaling
+            self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
         self.finite_check.num_skipped = state_dict.get("skipped_steps", 0)
 
 

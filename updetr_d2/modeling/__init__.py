@@ -3,7 +3,7 @@
 from updetr_d2.modeling.backbone import TimmBackbone
 from updetr_d2.modeling.criterion import CRITERION_REGISTRY, SetCriterion
 from updetr_d2.modeling.matcher import MATCHER_REGISTRY, HungarianMatcher
-from updetr_d2.modeling.meta_arch import DETR, UPDETR, PanopticDETR
+from updetr_d2.modeling.meta_arch import DETR, UPDETR, OneShotDETR, PanopticDETR
 
 __all__ = [
     "CRITERION_REGISTRY",
@@ -11,6 +11,7 @@ __all__ = [
     "MATCHER_REGISTRY",
     "UPDETR",
     "HungarianMatcher",
+    "OneShotDETR",
     "PanopticDETR",
     "SetCriterion",
     "TimmBackbone",

@@ -1,4 +1,4 @@
-"""Box arithmetic that broadcasts over leading dimensions, which torchvision's and Detectron2's does not."""
+"""Box arithmetic that broadcasts over leading dimensions, which torchvision's and Detectron2's IoU does not."""
 
 import torch
 from torch import Tensor

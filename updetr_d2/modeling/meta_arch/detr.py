@@ -33,7 +33,6 @@ class DETR(nn.Module):
         num_classes: foreground classes K.
         criterion: module (heads, BatchTargets) -> (losses, metrics); None for inference only.
         pixel_mean, pixel_std: per channel, in the order and range of the input images.
-        input_format: channel order of the input images, "RGB" or "BGR", for pictures only.
 
     Raises:
         ValueError: if the backbone has no feature ``in_feature``.
@@ -55,7 +54,6 @@ class DETR(nn.Module):
         criterion: nn.Module | None = None,
         pixel_mean: tuple[float, ...] = (123.675, 116.28, 103.53),
         pixel_std: tuple[float, ...] = (58.395, 57.12, 57.375),
-        input_format: str = "RGB",
     ) -> None:
         super().__init__()
         features = backbone.output_shape()
@@ -70,7 +68,6 @@ class DETR(nn.Module):
         self.num_classes = num_classes
         self.num_queries = num_queries
         self.criterion = criterion
-        self.input_format = input_format
         self.position_encoding = SinePositionEncoding(hidden_dim)
         self.feature_dim = features[in_feature].channels
         self.input_proj = nn.Conv2d(self.feature_dim, hidden_dim, kernel_size=1)
@@ -104,7 +101,6 @@ class DETR(nn.Module):
             "criterion": build_criterion(cfg),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
-            "input_format": cfg.INPUT.FORMAT,
         }
 
     @property
@@ -158,7 +154,7 @@ class DETR(nn.Module):
         """The detector from tensors to tensors, for export (``tools/export.py``).
 
         Args:
-            pixels: float ``[B, 3, H, W]`` in 0–255, channels in ``input_format``, each image in the upper left
+            pixels: float ``[B, 3, H, W]`` in 0–255, channels in ``INPUT.FORMAT``, each image in the upper left
                 corner. H and W are multiples of ``backbone.size_divisibility``; the padding may hold anything.
             sizes: integers ``[B, 2]``, height and width of each image.
 

@@ -16,6 +16,6 @@ def encode_patches(model: DETR, batched_inputs: list[dict]) -> tuple[Tensor, ...
     Returns:
         the globally pooled features ``[m, D]`` of the patches of each image.
     """
-    patches = torch.cat([x["patches"] for x in batched_inputs]).to(model.device, non_blocking=True)
+    patches = torch.cat([x["patches"].to(model.device, non_blocking=True) for x in batched_inputs])
     pooled = model.backbone(model.normalize(patches))[model.in_feature].mean(dim=(2, 3))
     return pooled.split([len(x["patches"]) for x in batched_inputs])

@@ -1,4 +1,4 @@
-"""Pictures of segmentations: panoptic overlays, and where in the image chosen queries look."""
+"""Pictures of attention: where in the image chosen queries look."""
 
 from collections.abc import Sequence
 
@@ -6,35 +6,11 @@ import matplotlib
 import matplotlib.figure
 import numpy as np
 import torch
-from detectron2.data import Metadata
-from detectron2.utils.visualizer import Visualizer
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
-from updetr_d2.data.panoptic_classes import PanopticClasses
-
 DPI = 100
-
-
-def draw_panoptic(
-    image: np.ndarray, panoptic_seg: Tensor, segments_info: list[dict], metadata: Metadata
-) -> np.ndarray:
-    """The image under its segments, each with the name of its class (and the score of a thing).
-
-    Args:
-        image: RGB uint8 ``[H, W, 3]``.
-        panoptic_seg: map of segment ids ``[H, W]``, 0 where there is no segment.
-        segments_info: as PanopticDETR gives it.
-        metadata: of the data set whose classes the model has, of either registration.
-
-    Returns:
-        RGB uint8 ``[H, W, 3]``.
-    """
-    classes = PanopticClasses.from_metadata(metadata)
-    known = [{**info, "category_id": classes.metadata_id(info["category_id"])} for info in segments_info]
-    drawing = Visualizer(image, metadata).draw_panoptic_seg(panoptic_seg.cpu(), known)
-    return drawing.get_image()
 
 
 @torch.no_grad()

@@ -1,30 +1,10 @@
-"""Panoptic overlays and attention maps show what the model computed, where it is in the image."""
+"""Attention maps show what the model computed, where it is in the image."""
 
 import numpy as np
 import torch
-from detectron2.data import MetadataCatalog
 from helpers import random_sample, tiny_model
 
-from updetr_d2.visualization_panoptic import decoder_attention, draw_attention_maps, draw_panoptic
-
-
-def test_overlay_colors_segments_and_leaves_void_alone():
-    image = np.full((120, 160, 3), 128, dtype=np.uint8)
-    segments = torch.zeros(120, 160, dtype=torch.int32)
-    segments[:, 100:] = 1
-    infos = [{"id": 1, "isthing": False, "category_id": 8, "score": 0.9, "area": 120 * 60}]
-    picture = draw_panoptic(image, segments, infos, MetadataCatalog.get("scenes_val_panoptic"))
-    assert picture.shape == image.shape
-    colored = (picture.astype(int) - 128).__abs__().sum(axis=2) > 20
-    assert colored[:, 110:].mean() > 0.9
-    assert not colored[40:80, 10:60].any()
-
-
-def test_overlay_of_an_empty_segmentation():
-    image = np.full((60, 80, 3), 128, dtype=np.uint8)
-    metadata = MetadataCatalog.get("coco_2017_val_panoptic_separated")
-    picture = draw_panoptic(image, torch.zeros(60, 80, dtype=torch.int32), [], metadata)
-    assert np.abs(picture.astype(int) - 128).max() < 10
+from updetr_d2.visualization_attention import decoder_attention, draw_attention_maps
 
 
 def test_attention_maps_are_distributions_that_avoid_padding():
