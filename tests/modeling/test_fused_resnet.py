@@ -47,6 +47,19 @@ def assert_same_features(features, expected):
 
 
 @WORKS
+def test_what_a_hook_has_seen_stays_as_it_was(images):
+    _, fused = build(50)
+    seen = []
+    for stage in (fused.res3, fused.res4):
+        for block in stage:
+            block.register_forward_hook(lambda block, args, output: seen.append((output, output.clone())))
+    with torch.no_grad():
+        fused(images)
+    assert len(seen) == 10
+    assert all(torch.equal(output, then) for output, then in seen)
+
+
+@WORKS
 @pytest.mark.parametrize("depth", [18, 50])
 def test_features_of_all_stages_are_the_same(depth, images):
     plain, fused = build(depth)

@@ -27,14 +27,16 @@ def fuse_resnet_blocks(module: nn.Module) -> nn.Module:
         ``module``.
     """
     fused_types = {BasicStem: FusedStem, BasicBlock: FusedResidualBlock, BottleneckBlock: FusedResidualBlock}
-    for i, (name, child) in enumerate(module.named_children()):
+    before = None
+    for name, child in module.named_children():
         if type(child) in fused_types and all(isinstance(x, FoldedConv2d) for x in child.children()):
-            fused = fused_types[type(child)](child)
-            # What comes from the block before in the same stage is nobody else's.
-            fused.may_overwrite_input = isinstance(module, nn.Sequential) and i > 0
-            setattr(module, name, fused)
+            child = fused_types[type(child)](child)
+            if isinstance(module, nn.Sequential) and before is not None:
+                child.block_before = (before,)
+            setattr(module, name, child)
         else:
             fuse_resnet_blocks(child)
+        before = child
     return module
 
 
@@ -45,10 +47,11 @@ class _FusedBlock(nn.Module):
         block: its convolutions are taken over, not copied.
 
     Attributes:
-        may_overwrite_input: whether nothing else uses the input, so that the output may take its memory.
+        block_before: the block of the same stage whose output is the input here and nowhere else, if there is
+            one; in a tuple, as it is no part of this block.
     """
 
-    may_overwrite_input = False
+    block_before: tuple[nn.Module, ...] = ()
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
@@ -63,6 +66,11 @@ class _FusedBlock(nn.Module):
         if all(_can_fuse(conv, x) for conv in self.children()):
             return self.fused_forward(x)
         return self._plain_forward(self, x)
+
+    @property
+    def may_overwrite_input(self) -> bool:
+        """Whether nothing else has the input, such as a hook, so that the output may take its memory."""
+        return any(not block._forward_hooks for block in self.block_before)
 
     def freeze(self) -> nn.Module:
         """As ``CNNBlockBase.freeze``."""
