@@ -47,7 +47,6 @@ def draw_query_patches(
     image_width = height * image.shape[1] / image.shape[0]
     patch_width = height / max(rows, 3) * columns * 0.85
     figure = matplotlib.figure.Figure(figsize=(image_width + patch_width, height), dpi=DPI)
-    canvas = FigureCanvasAgg(figure)
     left, right = figure.subfigures(1, 2, width_ratios=(image_width, patch_width))
 
     axes = left.add_axes((0.01, 0.02, 0.98, 0.96))
@@ -66,8 +65,7 @@ def draw_query_patches(
         cell.imshow(patch)
         add_box(cell, (0, 0, patch.shape[1] - 1, patch.shape[0] - 1), color, linewidth=4)
         cell.set_title(title, fontsize=7, pad=2)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return pixels_of(figure)
 
 
 def draw_query_patch_sample(sample: dict, instances: Instances, input_format: str) -> np.ndarray:
@@ -112,7 +110,6 @@ def draw_patch_guesses(
     height, width = image.shape[:2]
     size = 7.0 / max(height, width)
     figure = matplotlib.figure.Figure(figsize=(width * size, height * size), dpi=DPI)
-    canvas = FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.imshow(image, extent=(0, width, height, 0))
     axes.axis("off")
@@ -133,8 +130,7 @@ def draw_patch_guesses(
         add_box(axes, true_box, "black", linewidth=3.5)
         add_box(axes, true_box, "white", linestyle="--", linewidth=2)
     axes.set(xlim=(0, width), ylim=(height, 0))
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return pixels_of(figure)
 
 
 def patch_colors(count: int) -> np.ndarray:
@@ -147,6 +143,13 @@ def save_picture(picture: np.ndarray, path: str) -> None:
     """Write an RGB uint8 picture ``[H, W, 3]`` as PNG, making its folder."""
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     Image.fromarray(picture).save(path)
+
+
+def pixels_of(figure: matplotlib.figure.Figure) -> np.ndarray:
+    """The drawn figure, RGB uint8 ``[h, w, 3]``."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def add_box(axes: Axes, box: np.ndarray, color, **style) -> None:

@@ -6,11 +6,9 @@ import matplotlib
 import matplotlib.figure
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
-DPI = 100
+from updetr_d2.visualization import DPI, add_box, pixels_of
 
 
 @torch.no_grad()
@@ -75,7 +73,6 @@ def draw_attention_maps(
     figure = matplotlib.figure.Figure(
         figsize=(columns * panel, rows * (panel * height / width + 0.3)), dpi=DPI, layout="constrained"
     )
-    canvas = FigureCanvasAgg(figure)
     cells = figure.subplots(rows, columns, squeeze=False).ravel()
     for cell in cells:
         cell.axis("off")
@@ -83,10 +80,8 @@ def draw_attention_maps(
         extent = (0, values.shape[1] * stride[1], values.shape[0] * stride[0], 0)
         cell.imshow(image, extent=(0, width, height, 0))
         cell.imshow(values, extent=extent, cmap="inferno", alpha=0.6, interpolation="bilinear")
-        x0, y0, x1, y1 = box
-        cell.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor="cyan", linewidth=2))
+        add_box(cell, box, "cyan", linewidth=2)
         cell.set_xlim(0, width)
         cell.set_ylim(height, 0)  # cuts off the padding of the maps
         cell.set_title(label, fontsize=9)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return pixels_of(figure)

@@ -3,11 +3,10 @@
 import matplotlib.figure
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgba
 from matplotlib.patches import Rectangle
 
-from updetr_d2.visualization import DPI, add_box, patch_colors
+from updetr_d2.visualization import DPI, add_box, patch_colors, pixels_of
 
 _FORBIDDEN = "0.88"
 
@@ -40,7 +39,6 @@ def draw_method(
     colors = patch_colors(len(patches))
     query_colors = colors.repeat(len(predicted_boxes) // len(patches), axis=0)
     figure = matplotlib.figure.Figure(figsize=(15, 9.6), dpi=DPI, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     panels = figure.subplots(2, 3).ravel()
 
     _show_image(panels[0], image, "1  Random patches are cut from an image")
@@ -56,8 +54,7 @@ def draw_method(
     _show_image(panels[5], image, "6  The matched boxes are pulled to the patches")
     for query, patch in zip(matched_queries, matched_patches):
         _draw_match(panels[5], true_boxes[patch], predicted_boxes[query], colors[patch])
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return pixels_of(figure)
 
 
 def _show_image(axes: Axes, image: np.ndarray, title: str) -> None:

@@ -79,7 +79,7 @@ def _count_segments(
 
     Its own pool ends them by SIGTERM at a moment of its choice, and loses the images of one that dies.
     """
-    count = os.cpu_count() or 1
+    count = len(os.sched_getaffinity(0))
     with ProcessPoolExecutor(count, mp_context=get_context("fork"), initializer=_ignore_signals) as executor:
         parts = [
             executor.submit(
