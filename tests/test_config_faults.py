@@ -170,6 +170,8 @@ CASES = [
             (UPDETR, ("DATASETS.TRAIN", "('coco:ROOT/no.json@ROOT/images',)"), "no.json"),
             (UPDETR, ("DATASETS.TRAIN", "('coco:ROOT/a.json',)"), "DATASETS"),
             (UPDETR, ("DATASETS.TEST", "('nope',)"), "DATASETS"),
+            (UPDETR, ("DATASETS.TEST", "('folder:ROOT/nothing',)"), "DATASETS.TEST"),
+            (UPDETR, ("DATASETS.TEST", "('imagenet_val_unlabeled',)"), "DATASETS.TEST"),
             (UPDETR, (*AMP, "SOLVER.AMP.DTYPE", "int8"), "SOLVER.AMP.DTYPE"),
             (UPDETR, (*AMP, "SOLVER.AMP.DTYPE", "float16"), "SOLVER.AMP.DTYPE"),
             (UPDETR, (*ADAPTED, "SOLVER.EPOCH_STEPS", "(5,)"), "SOLVER.EPOCH_STEPS"),
@@ -201,6 +203,7 @@ CASES = [
 def data_sets(tmp_path_factory):
     root = tmp_path_factory.mktemp("faults")
     write_tiny_coco(root)
+    (root / "nothing").mkdir()
     return root
 
 

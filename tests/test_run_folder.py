@@ -72,6 +72,8 @@ def test_the_state_is_that_of_files_and_metrics(folder):
     (folder / "log.txt").write_text(
         LOG.replace("{arguments}", ARGUMENTS.replace("eval_only=False", "eval_only=True"))
     )
+    assert RunFolder.read(folder).state == "finished: 40 iterations"  # and evaluated again later
+    (folder / "metrics.json").unlink()
     run = RunFolder.read(folder)
     assert run.state == "evaluation only"
     assert " --eval-only " in run.command

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Measure the speed and memory of the parts of training and inference, on random data with random weights.
 
-    python tools/benchmark.py step --config-file configs/pretrain/updetr_r50_imagenet_60ep.yaml --compare \
+    python tools/benchmark.py step --config-file configs/pretrain/updetr_r50_imagenet_60ep.yaml --compare \\
         --json step.json MODEL.DEVICE cpu
 
 With ``--compare``, a straightforward reference (per-layer, per-image loops, nothing fused) that gives the same

@@ -2,7 +2,7 @@
 """A page to try trained models in the browser: draw a box and see where a pre-trained model finds it.
 
     python tools/demo_app.py                       the models of `make quickstart`; `make demo` does the same
-    python tools/demo_app.py --patches output/pretrain/config.yaml output/pretrain/model_final.pth \
+    python tools/demo_app.py --patches output/pretrain/config.yaml output/pretrain/model_final.pth \\
         --detection output/finetune/config.yaml output/finetune/model_final.pth MODEL.DEVICE cuda
 
 Every model gets a tab. KEY VALUE pairs at the end override all of the configs. The page needs no network, sends

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Write a trained DETR as an ONNX file that takes any batch and any image size.
 
-    python tools/export.py --config-file output/run/config.yaml --output detr.onnx \
+    python tools/export.py --config-file output/run/config.yaml --output detr.onnx \\
         MODEL.WEIGHTS output/run/model_final.pth
 
 Inputs:
@@ -26,10 +26,10 @@ import sys
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from detectron2.utils.logger import setup_logger
 from torch import Tensor, nn
 
+from updetr_d2.findings import PredictedClasses
 from updetr_d2.inference import load_trained_model, setup_inference_config
 from updetr_d2.modeling.meta_arch import DETR
 
@@ -90,13 +90,12 @@ def export_onnx(model: DETR, path: str, *, metadata: dict[str, str] | None = Non
 
 def describe(cfg: CfgNode) -> dict[str, str]:
     """What a user of the file has to know of the config."""
-    names = cfg.DATASETS.TEST
-    classes = MetadataCatalog.get(names[0]).get("thing_classes") if names else None
+    classes = PredictedClasses(cfg).names
     return {
         "input_format": cfg.INPUT.FORMAT,
         "min_size_test": str(cfg.INPUT.MIN_SIZE_TEST),
         "max_size_test": str(cfg.INPUT.MAX_SIZE_TEST),
-        **({"classes": json.dumps(list(classes))} if classes else {}),
+        **({"classes": json.dumps(classes)} if classes else {}),
     }
 
 

@@ -5,6 +5,7 @@ Each step is a command that you could type yourself and is printed as such. A st
 and an interrupted one goes on where it was; delete output/quickstart to start anew.
 """
 
+import argparse
 import json
 import time
 from pathlib import Path
@@ -25,6 +26,9 @@ BOX_METRICS = ("AP", "AP50", "AP75")
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     start = time.time()
     (ROOT / OUTPUT).mkdir(parents=True, exist_ok=True)
     run(

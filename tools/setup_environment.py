@@ -36,6 +36,12 @@ environments = [
     "sys_platform == 'linux' and platform_machine == 'aarch64' and python_full_version < '3.13'",
 ]
 """
+# Modules that importing the package takes, and where they come from; pip would replace another build of OpenCV.
+NEEDED = {
+    **{name: name for name in ("torch", "torchvision", "detectron2", "fvcore", "scipy", "pycocotools")},
+    "cv2": "opencv-python-headless",
+    "panopticapi": "panopticapi-lite",
+}
 SUPPORTED = ((3, 10), (3, 11), (3, 12))
 
 
@@ -68,6 +74,7 @@ def make_default_environment(folder: Path, *, check_hashes: bool) -> None:
     say("Installing updetr_d2")
     install_package(python)
     run(python, "-c", "import updetr_d2, torch; print('Ready: torch', torch.__version__)")
+    say(f"For commands of your own: source {folder}/bin/activate")
 
 
 def install_requirements(python: Path, file_name: str, *options: str) -> None:
@@ -112,7 +119,7 @@ def install_detectron2(python: Path) -> None:
 
 def install_into_own_environment() -> None:
     """Install this package, and nothing else, into the running environment."""
-    missing = [name for name in ("torch", "torchvision", "detectron2") if not importlib.util.find_spec(name)]
+    missing = [package for name, package in NEEDED.items() if not importlib.util.find_spec(name)]
     if missing:
         sys.exit(
             f"{sys.executable} has no {', '.join(missing)}: install them first, or run `make setup` without "

@@ -1,14 +1,15 @@
 #!/usr/bin/env python
 """Pre-train, fine-tune or evaluate a model: Detectron2's command line, for all tasks of updetr_d2.
 
-    python tools/train_net.py --config-file configs/pretrain/updetr_r50_imagenet_60ep.yaml --num-gpus 8 \
-        DATASETS.TRAIN '("folder:/data/photos",)' OUTPUT_DIR output/photos
+    python tools/train_net.py --config-file configs/pretrain/updetr_r50_imagenet_60ep.yaml --num-gpus 8 \\
+        DATASETS.TRAIN '("folder:/data/photos",)' DATASETS.TEST '("folder:/data/others",)' OUTPUT_DIR output/photos
 
 ``--resume`` continues an interrupted run; SIGTERM and Ctrl-C save a checkpoint and exit with code 75.
 ``--eval-only`` evaluates MODEL.WEIGHTS (or, with ``--resume``, the last checkpoint).
 ``torchrun --nproc_per_node 8 tools/train_net.py ...`` works as well.
 """
 
+import logging
 import sys
 from argparse import Namespace
 
@@ -24,8 +25,10 @@ from updetr_d2.checkpoint.files import check_writable
 from updetr_d2.data.detection_classes import derive_num_classes
 from updetr_d2.data.sources import ensure_registered
 from updetr_d2.engine.launch import launch
-from updetr_d2.engine.trainer import UPDETRTrainer
+from updetr_d2.engine.trainer import UPDETRTrainer, kept_config
 from updetr_d2.engine.validation import check_config
+
+logger = logging.getLogger("updetr_d2")
 
 
 def setup(args: Namespace) -> CfgNode:
@@ -37,7 +40,8 @@ def setup(args: Namespace) -> CfgNode:
     check_config(cfg)
     if comm.is_main_process():
         check_writable(cfg.OUTPUT_DIR)
-    default_setup(cfg, args)
+    with kept_config(cfg.OUTPUT_DIR):
+        default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="updetr_d2")
     # After the logging has started, so that problems of the data sets are in the log.
     dataset_names = cfg.DATASETS.TEST if args.eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
@@ -49,7 +53,14 @@ def setup(args: Namespace) -> CfgNode:
 
 def evaluate(cfg: CfgNode, resume: bool) -> dict:
     model = UPDETRTrainer.build_model(cfg)
-    UPDETRCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    checkpointer = UPDETRCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    random = [name for name, _ in model.named_parameters() if name not in checkpointer.loaded_keys]
+    if random:
+        logger.warning(
+            "%d parameters, such as %s, are not in MODEL.WEIGHTS '%s': their random values are evaluated.",
+            *(len(random), random[0], checkpointer.resumed_from or cfg.MODEL.WEIGHTS),
+        )
     results = UPDETRTrainer.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)

@@ -89,7 +89,7 @@ class RunFolder:
     @property
     def state(self) -> str:
         """How far the run is, in words."""
-        if self.arguments.get("eval_only"):
+        if self.arguments.get("eval_only") and not self.curves:
             return "evaluation only"
         planned = self.config.get("SOLVER.MAX_ITER", 0)
         if (self.path / "model_final.pth").exists():

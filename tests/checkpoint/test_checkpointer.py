@@ -48,6 +48,13 @@ def test_tensors_that_are_found_by_similar_names_count_as_loaded(tmp_path):
     np.testing.assert_array_equal(model.backbone.stem.conv1.weight.detach(), theirs["conv1_w"])
 
 
+def test_a_run_of_another_model_does_not_go_on(tmp_path):
+    UPDETRCheckpointer(tiny_model("UPDETR"), str(tmp_path)).save("model_0000009")
+    other = UPDETRCheckpointer(tiny_model("DETR"), str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"is of a run of UPDETR.*with DETR: choose another OUTPUT_DIR"):
+        other.resume_or_load("", resume=True)
+
+
 def test_missing_weights_name_the_key_and_the_way_out():
     with pytest.raises(
         FileNotFoundError, match=r"MODEL\.WEIGHTS: there is no file 'weights/none\.pth'.*'' starts"

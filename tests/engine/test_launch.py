@@ -30,3 +30,10 @@ def test_processes_leave_their_group_before_they_end(tmp_path, exit_code):
     with pytest.raises(SystemExit, match=str(exit_code)) if exit_code else contextlib.nullcontext():
         launch(note_group_at_the_end, arguments)
     assert [(tmp_path / f"rank_{rank}").read_text() for rank in range(2)] == ["in a group: False"] * 2
+
+
+def test_more_processes_than_gpus_are_refused_at_once(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(ValueError, match="--num-gpus is 8, but torch sees 1 here"):
+        launch(print, Namespace(num_gpus=8, num_machines=1))

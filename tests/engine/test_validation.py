@@ -60,3 +60,13 @@ def valid_cfg():
     cfg = tiny_cfg("UPDETR")
     check_config(cfg)
     return cfg
+
+
+def test_a_batch_for_another_number_of_processes_is_scaled_not_refused():
+    """As Detectron2 does: 16 images for 8 processes are 6 for 3."""
+    cfg = valid_cfg()
+    cfg.merge_from_list(["SOLVER.IMS_PER_BATCH", 16, "SOLVER.REFERENCE_WORLD_SIZE", 8])
+    check_config(cfg)
+    cfg.SOLVER.REFERENCE_WORLD_SIZE = 3
+    with pytest.raises(ValueError, match=r"IMS_PER_BATCH is 16; .* SOLVER\.REFERENCE_WORLD_SIZE \(3\)"):
+        check_config(cfg)

@@ -130,6 +130,12 @@ class UPDETRCheckpointer(DetectionCheckpointer):
         return load_state_file(f)
 
     def _load_model(self, checkpoint: dict):
+        kind, ours = checkpoint.get("meta_architecture"), type(self.model).__name__
+        if self.resumed_from and kind not in (None, ours):
+            raise CheckpointError(
+                f"{self.resumed_from} is of a run of {kind}, --resume cannot go on with {ours}: choose another "
+                "OUTPUT_DIR, or start again without --resume."
+            )
         weights = checkpoint["model"] = place_cnn(checkpoint["model"], set(self.model.state_dict()))
         left_out = []
         if is_pretraining_checkpoint(checkpoint):

@@ -34,8 +34,12 @@ def launch(main: Callable[[Namespace], object], args: Namespace) -> object:
         what ``main`` returned, where it ran in this process.
 
     Raises:
+        ValueError: if there are fewer GPUs than asked for.
         SystemExit: if the processes have stopped after a signal, with their exit code.
     """
+    num_gpus = torch.cuda.device_count()
+    if torch.cuda.is_available() and args.num_gpus > num_gpus:
+        raise ValueError(f"--num-gpus is {args.num_gpus}, but torch sees {num_gpus} here.")
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         if args.num_gpus * args.num_machines > 1:
             return _launch_processes(main, args)

@@ -1,9 +1,11 @@
 """The trainer of every task: Detectron2's ``DefaultTrainer`` on our loaders, optimiser, loop and evaluators."""
 
+import contextlib
 import logging
 import os
 import re
 import weakref
+from collections.abc import Iterator
 
 import torch
 from detectron2.config import CfgNode
@@ -17,6 +19,7 @@ from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
 from updetr_d2.data.detection_classes import check_class_ids
 from updetr_d2.data.loader import build_test_loader, build_train_loader, load_training_set
 from updetr_d2.data.mappers import build_mapper
+from updetr_d2.data.sources import load_dataset_dicts
 from updetr_d2.engine.compilation import compile_parts
 from updetr_d2.engine.finite_check import FiniteCheck
 from updetr_d2.engine.hooks import CheckpointHook, MetricsWriter, QueryPatchPictures, SkippedFilesReport
@@ -45,8 +48,8 @@ class UPDETRTrainer(DefaultTrainer):
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         dataset_dicts = load_training_set(cfg)
         check_class_ids(cfg, dataset_dicts)
+        check_test_sets(cfg)
         cfg = derive_schedule(cfg, len(dataset_dicts))
-        save_config(cfg)
 
         model = self.build_model(cfg)
         if cfg.MODEL.COMPILE:
@@ -133,6 +136,7 @@ class UPDETRTrainer(DefaultTrainer):
             CheckpointHook.restore_data_loader(self.data_loader, extra)
         else:
             check_pretrained(self.cfg, self.checkpointer)
+        save_config(self.cfg)
 
 
 def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
@@ -161,6 +165,41 @@ def distribute(model: nn.Module) -> nn.Module:
     return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
 
 
+def check_test_sets(cfg: CfgNode) -> None:
+    """List the data sets of ``DATASETS.TEST`` once, which would otherwise be done at the first evaluation.
+
+    Raises:
+        ValueError: if one is not there or has no images.
+    """
+    if not comm.is_main_process():
+        return
+    for name in cfg.DATASETS.TEST:
+        try:
+            load_dataset_dicts([name], filter_empty=False, key="DATASETS.TEST")
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"'{name}' in DATASETS.TEST cannot be used ({error}); name held-out data there, or '()' to train "
+                "without evaluation."
+            ) from error
+
+
+@contextlib.contextmanager
+def kept_config(output_dir: str) -> Iterator[None]:
+    """Keep the ``config.yaml`` of a run that is there already: Detectron2's ``default_setup`` replaces it at once.
+
+    A start that is refused, and an evaluation, leave it as it is; :class:`UPDETRTrainer` writes that of its run.
+    """
+    path = os.path.join(output_dir, "config.yaml")
+    earlier = None
+    if comm.is_main_process() and os.path.isfile(path):
+        with open(path, "rb") as file:
+            earlier = file.read()
+    yield
+    if earlier is not None:
+        with open(path, "wb") as file:
+            file.write(earlier)
+
+
 def save_config(cfg: CfgNode) -> None:
     """Write the config with its derived values over the one that Detectron2's ``default_setup`` wrote."""
     if comm.is_main_process() and cfg.OUTPUT_DIR:
@@ -179,7 +218,8 @@ def check_pretrained(cfg: CfgNode, checkpointer: UPDETRCheckpointer) -> None:
         key.startswith("transformer.") for key in checkpointer.loaded_keys
     ):
         raise ValueError(
-            f"MODEL.WEIGHTS '{cfg.MODEL.WEIGHTS}' holds nothing of the transformer, which this config wants "
-            "pre-trained: give a UP-DETR checkpoint (official ones go through tools/convert_weights.py), or "
-            "set MODEL.DETR.REQUIRE_PRETRAINED_TRANSFORMER False to train it from scratch."
+            f"MODEL.WEIGHTS '{cfg.MODEL.WEIGHTS}' holds nothing of the transformer, or of one of another size; "
+            "this config wants it pre-trained: give a UP-DETR checkpoint (official ones go through "
+            "tools/convert_weights.py), or set MODEL.DETR.REQUIRE_PRETRAINED_TRANSFORMER False to train it from "
+            "scratch."
         )

@@ -10,6 +10,7 @@ from itertools import pairwise
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
+from detectron2.utils import comm
 from detectron2.utils.registry import Registry
 
 from updetr_d2.data.loader import images_per_process
@@ -58,7 +59,15 @@ def check_config(cfg: CfgNode) -> None:
     _check_device(cfg.MODEL.DEVICE)
     _check_backbone(cfg)
     _check_solver(cfg.SOLVER)
-    images_per_process(cfg)
+    reference = cfg.SOLVER.REFERENCE_WORLD_SIZE  # Detectron2 scales the batch to other numbers of processes
+    if reference in (0, comm.get_world_size()):
+        images_per_process(cfg)
+    else:
+        _check(
+            cfg.SOLVER.IMS_PER_BATCH % reference == 0,
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}; it must be a multiple of "
+            f"SOLVER.REFERENCE_WORLD_SIZE ({reference}).",
+        )
     if cfg.MODEL.META_ARCHITECTURE in OUR_META_ARCHITECTURES:
         _check_detr(cfg)
 
