@@ -169,6 +169,7 @@ CASES = [
             (UPDETR, ("DATASETS.TRAIN", "('shards:ROOT/a.json',)"), "DATASETS"),
             (UPDETR, ("DATASETS.TRAIN", "('coco:ROOT/no.json@ROOT/images',)"), "no.json"),
             (UPDETR, ("DATASETS.TRAIN", "('coco:ROOT/a.json',)"), "DATASETS"),
+            (UPDETR, ("DATASETS.TRAIN", "('folder:ROOT/images')"), "DATASETS.TRAIN \"('NAME',)\""),
             (UPDETR, ("DATASETS.TEST", "('nope',)"), "DATASETS"),
             (UPDETR, ("DATASETS.TEST", "('folder:ROOT/nothing',)"), "DATASETS.TEST"),
             (UPDETR, ("DATASETS.TEST", "('imagenet_val_unlabeled',)"), "DATASETS.TEST"),

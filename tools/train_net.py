@@ -36,7 +36,14 @@ def setup(args: Namespace) -> CfgNode:
     cfg = get_cfg()
     add_updetr_config(cfg)
     cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
+    try:
+        cfg.merge_from_list(args.opts)
+    except ValueError as error:  # yacs's, of a value of another type
+        if "tuple" not in str(error):
+            raise
+        raise ValueError(
+            f"{error}; a tuple of one name has a comma: DATASETS.TRAIN \"('NAME',)\"."
+        ) from error
     check_config(cfg)
     if comm.is_main_process():
         check_writable(cfg.OUTPUT_DIR)
