@@ -2,6 +2,7 @@
 
 import itertools
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -10,6 +11,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_pascal_voc
 from torch import nn
 from voc_folder import write_voc_folder
+
+# A busy machine is no failure.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 # Tiny models gain nothing from threads, and tests that run side by side lose much to them.
 torch.set_num_threads(1)

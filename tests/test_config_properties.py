@@ -207,7 +207,6 @@ def train_and_predict(root, name: str, options: list) -> None:
 
 
 COMMON = {
-    "deadline": None,
     "database": None,
     "derandomize": True,
     "phases": [Phase.generate],  # making a failing example smaller would take minutes

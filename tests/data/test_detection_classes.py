@@ -63,7 +63,7 @@ def test_wrong_number_names_the_key(register, meta_architecture, key):
 @pytest.mark.parametrize("num_classes", [0, 3])
 def test_panoptic_models_are_told_which_classes_are_things(register, num_classes):
     """In the config, and so in the run's config.yaml: later the training set may be somewhere else."""
-    name = register("two_things", ["a", "b", "c"])
+    name = register("two_things_and_a_stuff", ["a", "b", "c"])
     MetadataCatalog.get(name).set(thing_dataset_id_to_contiguous_id={3: 0, 7: 1})
     derived = derive_num_classes(make_cfg("PanopticDETR", num_classes), (name,))
     assert (derived.MODEL.DETR.NUM_CLASSES, derived.MODEL.MASK_HEAD.NUM_THING_CLASSES) == (3, 2)
