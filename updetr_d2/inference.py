@@ -38,7 +38,10 @@ def setup_inference_config(config_file: str, options: list[str]) -> CfgNode:
     """
     cfg = get_cfg()
     add_updetr_config(cfg)
-    cfg.merge_from_file(config_file)
+    try:
+        cfg.merge_from_file(config_file)
+    except (AssertionError, KeyError) as error:  # Detectron2's: no such file; yacs's: no such key
+        raise ValueError(f"{config_file}: {error.args[0]}") from error
     try:
         cfg.merge_from_list(options)
     except (AssertionError, KeyError) as error:  # yacs's way of saying that a key or value is wrong

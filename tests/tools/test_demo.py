@@ -229,6 +229,16 @@ def test_mistakes_are_answered_in_a_sentence(
     assert error.startswith("error: ") and message in error
 
 
+@pytest.mark.parametrize("content", [None, "MODEL:\n  NO_SUCH_KEY: 1\n"], ids=["missing", "wrong key"])
+def test_config_files_that_cannot_be_used_are_named(tool, tmp_path, photos, capsys, content):
+    path = tmp_path / "other.yaml"
+    if content is not None:
+        path.write_text(content)
+    assert tool.main(["--config-file", str(path), str(photos / "a.png")]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: {path}: ") and ("NO_SUCH_KEY" in error) == (content is not None)
+
+
 def test_an_empty_result_is_a_failure(tool, tmp_path, photos):
     _, arguments = save_model(tmp_path, "DETR")
     weights = ["MODEL.WEIGHTS", str(tmp_path / "model.pth")]
