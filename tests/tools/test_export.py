@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.data import MetadataCatalog
 from helpers import load_tool, random_sample, tiny_cfg, tiny_model
+from PIL import Image
 
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -40,8 +40,12 @@ def command(folder: Path) -> list[str]:
 def _exported(tool, tmp_path_factory):
     """The model and an onnxruntime session of its exported file."""
     folder = tmp_path_factory.mktemp("export")
-    MetadataCatalog.get("export_test").set(thing_classes=["a", "b", "c", "d"])
-    model = save_model(folder, "DETR", *OPTIONS, "DATASETS.TEST", ("export_test",))
+    categories = [{"id": 2 * i, "name": name} for i, name in enumerate("abcd", start=1)]
+    image = {"id": 1, "file_name": "1.png", "height": 8, "width": 8}
+    Image.new("RGB", (8, 8)).save(folder / "1.png")
+    annotations = folder / "val.json"
+    annotations.write_text(json.dumps({"images": [image], "annotations": [], "categories": categories}))
+    model = save_model(folder, "DETR", *OPTIONS, "DATASETS.TEST", (f"coco:{annotations}@{folder}",))
     assert tool.main(command(folder)) == 0
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
