@@ -94,7 +94,7 @@ def get_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--labeled", type=int, nargs="+", default=[500], help="labelled scenes to fine-tune on"
+        "--labeled", type=positive, nargs="+", default=[500], help="labelled scenes to fine-tune on"
     )
     parser.add_argument(
         "--tasks",
@@ -103,7 +103,7 @@ def get_parser() -> argparse.ArgumentParser:
         default=[DETECTION],
         help="to fine-tune for (default: %(default)s); the ablations are measured by detection alone",
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2], help="seeds of fine-tuning, positive")
+    parser.add_argument("--seeds", type=positive, nargs="+", default=[1, 2], help="seeds of fine-tuning")
     parser.add_argument(
         "--ablations",
         nargs="*",
@@ -112,7 +112,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--jobs",
-        type=int,
+        type=positive,
         default=1,
         help="trainings side by side, each with its share of the CPU cores and its output in OUTPUT/*.log",
     )
@@ -123,6 +123,13 @@ def get_parser() -> argparse.ArgumentParser:
         help="KEY VALUE ... for every training, after --, as for train_net.py",
     )
     return parser
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on."""
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
 
 
 def main(args: argparse.Namespace) -> None:

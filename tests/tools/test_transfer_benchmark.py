@@ -151,6 +151,14 @@ def test_curves_are_means_over_seeds_and_can_be_drawn_from_the_results_alone(too
     assert drawn.read_bytes() == before
 
 
+@pytest.mark.parametrize("option", ["--jobs", "--seeds", "--labeled"])
+def test_numbers_that_mean_nothing_are_refused_at_once(tool, commands, option, capsys):
+    with pytest.raises(SystemExit):
+        run(tool, option, "0")
+    assert f"{option}: invalid positive value: '0'" in capsys.readouterr().err
+    assert not commands
+
+
 def test_other_tasks_compare_scratch_and_the_standard_pretraining_alone(tool, commands, capsys):
     tasks = ("--tasks", "panoptic", "oneshot")
     results = run(tool, *tasks, "--ablations", "single_query", "--labeled", "500", "--seeds", "1", "2")
