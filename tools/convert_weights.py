@@ -17,6 +17,7 @@ import torch
 
 from updetr_d2.checkpoint.conversions import SOURCES, ConversionReport, convert, restore
 from updetr_d2.checkpoint.safe_loading import CheckpointError, load_state_file
+from updetr_d2.data.cache import replacing
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -96,13 +97,8 @@ def _print_names(title: str, names: list[str]) -> None:
 def save(checkpoint: dict, path: str) -> None:
     """Write the file whole or not at all."""
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        torch.save(checkpoint, temporary)
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
+    with replacing(path) as file:
+        torch.save(checkpoint, file)
 
 
 def main(argv: list[str] | None = None) -> int:

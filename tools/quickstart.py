@@ -13,7 +13,7 @@ from pathlib import Path
 from steps import ROOT, run_step
 from tabulate import tabulate
 
-from updetr_d2.learning_curves import read_metrics
+from updetr_d2.learning_curves import last_values, read_metrics
 
 OUTPUT = Path("output/quickstart")
 PRETRAIN_CONFIG = "configs/quickstart/updetr_lite0_scenes.yaml"
@@ -89,8 +89,8 @@ def run(title: str, command: list, result: Path) -> None:
 def box_results(name: str) -> dict:
     """Detection results of the last evaluation of a run."""
     curves = read_metrics(ROOT / OUTPUT / name / "metrics.json")
-    last = {metric: curves[f"bbox/{metric}"] for metric in BOX_METRICS}
-    return {metric: points[max(points)] for metric, points in last.items()}
+    last = last_values(curves, [f"bbox/{metric}" for metric in BOX_METRICS])
+    return dict(zip(BOX_METRICS, last.values()))
 
 
 def report(before: dict, after: dict, seconds: float) -> None:

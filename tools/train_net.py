@@ -62,8 +62,7 @@ def evaluate(cfg: CfgNode, resume: bool) -> dict:
     model = UPDETRTrainer.build_model(cfg)
     checkpointer = UPDETRCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-    random = [name for name, _ in model.named_parameters() if name not in checkpointer.loaded_keys]
-    if random:
+    if random := checkpointer.parameters_not_loaded():
         logger.warning(
             "%d parameters, such as %s, are not in MODEL.WEIGHTS '%s': their random values are evaluated.",
             *(len(random), random[0], checkpointer.resumed_from or cfg.MODEL.WEIGHTS),

@@ -27,7 +27,7 @@ from pycocotools.cocoeval import COCOeval
 from steps import ROOT, run_step
 from tabulate import tabulate
 
-from updetr_d2.learning_curves import plot_curves, read_metrics
+from updetr_d2.learning_curves import last_values, plot_curves, read_metrics
 
 CONFIGS = Path("configs/cutouts")
 PRETRAIN_CONFIG = CONFIGS / "updetr_lite0_cutouts.yaml"
@@ -167,7 +167,8 @@ def main(args: argparse.Namespace) -> None:
                     ["DATASETS.TRAIN", f"('{dataset}',)", "SEED", seed, *opts],
                     after=pretrained.get(start),
                 )
-    patches = {name: last_values(folder, PATCH_METRICS) for name, folder in folders.items()}
+    # With a single patch an image there is no mIoU_others.
+    patches = {name: last_values(curves_of(folder), PATCH_METRICS) for name, folder in folders.items()}
     report(args.output, runs, patches, time.time() - began)
 
 
@@ -255,12 +256,6 @@ def curves_of(folder: Path) -> dict[str, dict[int, float]]:
     return read_metrics(ROOT / folder / "metrics.json")
 
 
-def last_values(folder: Path, metrics: tuple[str, ...]) -> dict[str, float]:
-    """The metrics at the end of a run; with a single patch an image there is no mIoU_others."""
-    curves = curves_of(folder)
-    return {metric: curves[metric][max(curves[metric])] if metric in curves else None for metric in metrics}
-
-
 def any_class_values(folder: Path) -> dict[str, float]:
     """COCO's AP of a run's last predictions with all classes taken for one, in percent."""
     (predictions,) = (ROOT / folder / "inference").glob("*/coco_instances_results.json")
@@ -288,7 +283,7 @@ def mean_curves(folders: list[Path], metrics: tuple[str, ...]) -> dict[str, dict
 def measure(runs: Runs, folders: list[Path]) -> dict:
     """A row of results.json: what the runs had at the end, and their mean curves."""
     metrics = TASKS[runs.task].metrics
-    values = [last_values(folder, metrics) for folder in folders]
+    values = [last_values(curves_of(folder), metrics) for folder in folders]
     if runs.task == DETECTION:
         values = [value | any_class_values(folder) for value, folder in zip(values, folders)]
     row = {"labeled_scenes": runs.labeled_scenes, "start": runs.start, "seeds": len(folders)}

@@ -74,8 +74,7 @@ def load_trained_model(cfg: CfgNode) -> nn.Module:
     model = build_model(cfg).eval()
     checkpointer = UPDETRCheckpointer(model)
     checkpointer.load(cfg.MODEL.WEIGHTS)
-    missing = [name for name, _ in model.named_parameters() if name not in checkpointer.loaded_keys]
-    if missing:
+    if missing := checkpointer.parameters_not_loaded():
         raise ValueError(
             f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS} is no trained {cfg.MODEL.META_ARCHITECTURE} of this config: it "
             f"lacks {len(missing)} parameters, such as {missing[0]}."

@@ -1,7 +1,7 @@
 """Learning curves: read from the ``metrics.json`` of runs, drawn side by side."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib.figure
@@ -47,6 +47,11 @@ def read_metrics(path: Path) -> dict[str, dict[int, float]]:
     if not curves:
         raise ValueError(f"{path} holds no metrics; is it the metrics.json of a run?")
     return {name: dict(sorted(points.items())) for name, points in curves.items()}
+
+
+def last_values(curves: dict[str, dict[int, float]], metrics: Iterable[str]) -> dict[str, float | None]:
+    """The last point of each of the metrics, None of one that was not logged."""
+    return {metric: curves[metric][max(curves[metric])] if metric in curves else None for metric in metrics}
 
 
 def plot_curves(

@@ -9,7 +9,7 @@ import torch
 from detectron2.structures import BitMasks
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
-from helpers import RESNET18, random_sample, tiny_model
+from helpers import PANOPTIC_RESNET18, random_sample, tiny_model
 from processes import run_processes
 from torch import nn
 
@@ -105,16 +105,9 @@ def unequal_masks(step, i):
     return sample
 
 
-PYRAMID = (
-    *RESNET18,
-    *("MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"]),
-    *("MODEL.DETR.HIDDEN_DIM", 128, "MODEL.DETR.NHEADS", 8, "MODEL.MASK_HEAD.NUM_THING_CLASSES", 2),
-)
-
-
 @pytest.mark.parametrize(
     ("meta_architecture", "make_sample", "options"),
-    [("DETR", unequal, ()), ("PanopticDETR", unequal_masks, PYRAMID)],
+    [("DETR", unequal, ()), ("PanopticDETR", unequal_masks, PANOPTIC_RESNET18)],
     ids=["DETR", "PanopticDETR"],
 )
 def test_a_process_without_any_object_keeps_step_with_the_others(meta_architecture, make_sample, options):

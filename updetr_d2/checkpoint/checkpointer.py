@@ -151,6 +151,10 @@ class UPDETRCheckpointer(DetectionCheckpointer):
         super()._convert_ndarray_to_tensor(state_dict)
         self._weights = state_dict  # the last call is with the names of the model, whatever those of the file
 
+    def parameters_not_loaded(self) -> list[str]:
+        """Names of the model's parameters that the last file did not give."""
+        return [name for name, _ in self.model.named_parameters() if name not in self.loaded_keys]
+
     def _log_loaded(self, left_out: list[str], incompatible) -> None:
         wrong_shape = {key for key, *_ in incompatible.incorrect_shapes}
         names = set(self.model.state_dict())

@@ -55,13 +55,9 @@ def derive_num_classes(cfg: CfgNode, dataset_names: Sequence[str]) -> CfgNode:
     if node[name] == 0:
         logger.info("%s = %d, the classes of '%s': %s", key, len(classes), first, _some(classes, 100))
         derived += [key, len(classes)]
-    things = MetadataCatalog.get(first).get("thing_dataset_id_to_contiguous_id")
-    if (
-        cfg.MODEL.META_ARCHITECTURE == "PanopticDETR"
-        and cfg.MODEL.MASK_HEAD.NUM_THING_CLASSES == 0
-        and things
-    ):
-        derived += ["MODEL.MASK_HEAD.NUM_THING_CLASSES", len(things)]
+    if cfg.MODEL.META_ARCHITECTURE == "PanopticDETR" and cfg.MODEL.MASK_HEAD.NUM_THING_CLASSES == 0:
+        things = MetadataCatalog.get(first).get("thing_dataset_id_to_contiguous_id", {})
+        derived += ["MODEL.MASK_HEAD.NUM_THING_CLASSES", len(things)] if things else []
     if not derived:
         return cfg
     frozen = cfg.is_frozen()

@@ -194,10 +194,12 @@ def kept_config(output_dir: str) -> Iterator[None]:
     if comm.is_main_process() and os.path.isfile(path):
         with open(path, "rb") as file:
             earlier = file.read()
-    yield
-    if earlier is not None:
-        with open(path, "wb") as file:
-            file.write(earlier)
+    try:
+        yield
+    finally:
+        if earlier is not None:
+            with open(path, "wb") as file:
+                file.write(earlier)
 
 
 def save_config(cfg: CfgNode) -> None:

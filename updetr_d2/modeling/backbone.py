@@ -106,9 +106,10 @@ class TimmBackbone(Backbone):
             feature name -> [B, channels, H / stride, W / stride].
         """
         wants_gradient = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
-        if wants_gradient or torch.compiler.is_compiling() or torch.jit.is_tracing():
-            if wants_gradient and not torch.compiler.is_compiling():
-                self._folded.drop()  # a step of the optimizer may follow
+        recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if wants_gradient and not recorded:
+            self._folded.drop()  # a step of the optimizer may follow
+        if wants_gradient or recorded:
             features = self._net[0](images)
         else:
             features = self._folded(images)

@@ -38,7 +38,7 @@ class FoldedTimmNet:
 
     def drop(self) -> None:
         """Forget the copy, as the network may have changed in ways that PyTorch does not count."""
-        self._key = None
+        self._key, self._folded = None, self.net
 
     def _fold(self, example: Tensor) -> nn.Module:
         folded = copy.deepcopy(self.net)
