@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from updetr_d2 import add_updetr_config
-from updetr_d2.data.mappers.panoptic import PanopticDETRDatasetMapper
+from updetr_d2.data.dataset_mappers.panoptic import PanopticDETRDatasetMapper
 
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from tiny_coco import forget_runs, write_tiny_coco
 
 from updetr_d2.data.cache import CACHE_VARIABLE
-from updetr_d2.data.detection_classes import derive_num_classes
-from updetr_d2.data.loader import build_test_loader
-from updetr_d2.data.mappers import build_mapper
-from updetr_d2.data.sources import ensure_registered
+from updetr_d2.data.dataset_mappers import build_mapper
+from updetr_d2.data.datasets.classes import derive_num_classes
+from updetr_d2.data.datasets.names import ensure_registered
+from updetr_d2.data.loading.build import build_test_loader
 from updetr_d2.engine.trainer import UPDETRTrainer
 from updetr_d2.engine.validation import check_config
 

@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from helpers import SMALL_DETR, load_tool, run_train_net
 from PIL import Image
 
-from updetr_d2.data.scenes import Split, register_scenes
+from updetr_d2.data.scenes.register import Split, register_scenes
 
 pytestmark = pytest.mark.slow
 

@@ -12,10 +12,10 @@ from detectron2.modeling import build_model
 from helpers import SMALL_DETR, load_tool, run_train_net
 
 from updetr_d2 import add_updetr_config
-from updetr_d2.data.loader import load_training_set
-from updetr_d2.data.mappers import build_mapper
-from updetr_d2.data.oneshot import objects_of
-from updetr_d2.data.scenes import Split, register_scenes
+from updetr_d2.data.dataset_mappers import build_mapper
+from updetr_d2.data.loading.build import load_training_set
+from updetr_d2.data.oneshot.queries import objects_of
+from updetr_d2.data.scenes.register import Split, register_scenes
 
 pytestmark = pytest.mark.slow
 

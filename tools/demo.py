@@ -37,8 +37,8 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
-from updetr_d2.data.image_folder import load_image_folder
-from updetr_d2.data.images import UnusableImageError, read_image_rgb
+from updetr_d2.data.datasets.image_folder import load_image_folder
+from updetr_d2.data.transforms.image_io import UnusableImageError, read_image_rgb
 from updetr_d2.findings import Findings, PredictedClasses, find_classes, find_objects, find_patches
 from updetr_d2.inference import Predictor, cut_query_patch, setup_inference_config
 from updetr_d2.visualization import save_picture

@@ -30,8 +30,8 @@ from PIL import Image
 from torch import nn
 from transfer_benchmark import draw_curves
 
-from updetr_d2.data.mappers import build_mapper
-from updetr_d2.data.sources import ensure_registered
+from updetr_d2.data.dataset_mappers import build_mapper
+from updetr_d2.data.datasets.names import ensure_registered
 from updetr_d2.inference import load_trained_model, setup_inference_config
 from updetr_d2.modeling.box_ops import cxcywh_to_xyxy
 from updetr_d2.modeling.matcher import FORBIDDEN, build_matcher

@@ -22,9 +22,9 @@ from tqdm import tqdm
 from webdataset import ShardWriter
 
 import updetr_d2  # noqa: F401  (registers the data sets)
-from updetr_d2.data.images import UnusableImageError, read_image_rgb
-from updetr_d2.data.shard_index import PREFIX, write_index_beside
-from updetr_d2.data.sources import load_dataset_dicts
+from updetr_d2.data.datasets.names import load_dataset_dicts
+from updetr_d2.data.datasets.shard_index import PREFIX, write_index_beside
+from updetr_d2.data.transforms.image_io import UnusableImageError, read_image_rgb
 
 MEGABYTE = 1_000_000
 

@@ -13,9 +13,9 @@ from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, pairwise_iou
 from torch import Tensor
 
-from updetr_d2.data.images import UnusableImageError, read_image_rgb
-from updetr_d2.data.query_patches import random_patch_boxes
-from updetr_d2.data.sources import ensure_registered
+from updetr_d2.data.datasets.names import ensure_registered
+from updetr_d2.data.transforms.image_io import UnusableImageError, read_image_rgb
+from updetr_d2.data.transforms.patch_boxes import random_patch_boxes
 from updetr_d2.findings import Findings, PredictedClasses, find_classes, find_objects
 from updetr_d2.inference import Predictor, cut_query_patch, setup_inference_config
 from updetr_d2.visualization import draw_patch_guesses

@@ -11,9 +11,9 @@ from detectron2.data.catalog import Metadata
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
 
-from updetr_d2.data.detection_classes import class_names
-from updetr_d2.data.panoptic_classes import PanopticClasses, is_panoptic
-from updetr_d2.data.sources import ensure_registered
+from updetr_d2.data.datasets.classes import class_names
+from updetr_d2.data.datasets.names import ensure_registered
+from updetr_d2.data.datasets.panoptic_classes import PanopticClasses, is_panoptic
 from updetr_d2.inference import Predictor
 from updetr_d2.visualization import draw_query_patches
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
 from updetr_d2.checkpoint.files import SaveError
-from updetr_d2.data.stream import SkippedFiles
+from updetr_d2.data.loading.samples import SkippedFiles
 from updetr_d2.engine import hooks
 from updetr_d2.engine.hooks import CheckpointHook, MetricsWriter, SkippedFilesReport
 

@@ -41,7 +41,7 @@ def test_cuda_without_a_gpu_names_the_override(monkeypatch):
 
 
 def test_batch_must_divide_among_processes(monkeypatch):
-    monkeypatch.setattr("updetr_d2.data.loader.comm.get_world_size", lambda: 3)
+    monkeypatch.setattr("updetr_d2.data.loading.build.comm.get_world_size", lambda: 3)
     with pytest.raises(
         ValueError, match=r"SOLVER\.IMS_PER_BATCH \(16\) must be a positive multiple .* \(3\)"
     ):

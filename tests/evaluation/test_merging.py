@@ -10,7 +10,7 @@ from helpers import tiny_cfg, true_panoptic_output
 from processes import run_processes
 from torch import nn
 
-from updetr_d2.data.scenes import Split, register_scenes
+from updetr_d2.data.scenes.register import Split, register_scenes
 from updetr_d2.engine.trainer import UPDETRTrainer
 
 NUM_IMAGES = 5  # neither 2 nor 3 processes can share them out evenly

@@ -10,7 +10,7 @@ from detectron2.data.datasets import register_pascal_voc
 from detectron2.structures import Boxes, BoxMode, Instances
 from voc_folder import write_voc_folder
 
-from updetr_d2.data.class_splits import ClassSplit
+from updetr_d2.data.oneshot.splits import ClassSplit
 from updetr_d2.evaluation import OneShotEvaluator
 from updetr_d2.evaluation.oneshot_evaluation import QueryResult, coco_measures
 

@@ -17,8 +17,8 @@ from PIL import Image
 from processes import run_processes
 
 from updetr_d2 import add_updetr_config
-from updetr_d2.data.panoptic_classes import PanopticClasses
-from updetr_d2.data.sources import ensure_registered
+from updetr_d2.data.datasets.names import ensure_registered
+from updetr_d2.data.datasets.panoptic_classes import PanopticClasses
 from updetr_d2.engine.preemption import StopSignals
 from updetr_d2.evaluation import build_evaluator, panoptic_evaluation
 

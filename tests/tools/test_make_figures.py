@@ -9,7 +9,7 @@ from detectron2.structures.boxes import matched_pairwise_iou
 from helpers import TOOLS, load_tool, save_tiny_model
 from PIL import Image
 
-from updetr_d2.data.mappers import build_mapper
+from updetr_d2.data.dataset_mappers import build_mapper
 from updetr_d2.inference import setup_inference_config
 from updetr_d2.visualization import draw_query_patch_sample
 

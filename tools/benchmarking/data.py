@@ -13,11 +13,11 @@ from detectron2.data import transforms as T
 
 from benchmarking.reference_data import ReferenceMapper
 from benchmarking.timing import Measurement, measure_in_turn
-from updetr_d2.data.image_folder import load_image_folder
-from updetr_d2.data.images import read_image_rgb, stack_to_tensor, to_tensor
-from updetr_d2.data.mappers.pretrain import QueryPatchDatasetMapper
-from updetr_d2.data.query_patches import random_patch_boxes
-from updetr_d2.data.transforms import resize_uint8
+from updetr_d2.data.dataset_mappers.query_patch import QueryPatchDatasetMapper
+from updetr_d2.data.datasets.image_folder import load_image_folder
+from updetr_d2.data.transforms.image_io import read_image_rgb, stack_to_tensor, to_tensor
+from updetr_d2.data.transforms.patch_boxes import random_patch_boxes
+from updetr_d2.data.transforms.resize import resize_uint8
 
 # Amplitude of the noise in generated photos at each scale relative to the next coarser one: photographs have
 # about the same contrast at every scale. JPEG files of 640×480 px then take as many bytes as those of photos.

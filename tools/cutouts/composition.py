@@ -9,7 +9,7 @@ from assets import Asset
 from catalog import STUFF_CLASSES, THING_CLASSES
 from PIL import Image
 
-from updetr_d2.data.scene_files import segment
+from updetr_d2.data.scenes.files import segment
 
 OBJECTS_PER_SCENE = (1, 4)
 # Longer side of an object, as a share of the scene's side.
@@ -50,7 +50,7 @@ class Composer:
         Returns:
             image: uint8 size×size×3, RGB.
             annotation: dict with ``panoptic_seg`` (int32 map of segment ids, 0 where the photograph has
-                no label) and ``segments_info`` (see ``updetr_d2.data.scene_files.segment``); objects of no
+                no label) and ``segments_info`` (see ``updetr_d2.data.scenes.files.segment``); objects of no
                 class are part of the background.
         """
         rng = np.random.default_rng([self.seed, index])

@@ -19,7 +19,7 @@ import assets
 import catalog
 import composition
 
-from updetr_d2.data.scene_files import write_scenes
+from updetr_d2.data.scenes.files import write_scenes
 
 # Families of scenes: seeds that no two splits share.
 SEEDS = {"pretrain": 0, "train": 1, "val": 2, "pretrain_val": 3}

@@ -11,9 +11,9 @@ from detectron2.utils import comm
 
 from updetr_d2.checkpoint import files
 from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
-from updetr_d2.data.loader import build_test_loader
-from updetr_d2.data.mappers import build_mapper
-from updetr_d2.data.stream import SkippedFiles
+from updetr_d2.data.dataset_mappers import build_mapper
+from updetr_d2.data.loading.build import build_test_loader
+from updetr_d2.data.loading.samples import SkippedFiles
 from updetr_d2.visualization import draw_query_patch_sample, save_picture
 
 logger = logging.getLogger(__name__)

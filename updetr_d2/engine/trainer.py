@@ -16,10 +16,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
-from updetr_d2.data.detection_classes import check_class_ids
-from updetr_d2.data.loader import build_test_loader, build_train_loader, load_training_set
-from updetr_d2.data.mappers import build_mapper
-from updetr_d2.data.sources import load_dataset_dicts
+from updetr_d2.data.dataset_mappers import build_mapper
+from updetr_d2.data.datasets.classes import check_class_ids
+from updetr_d2.data.datasets.names import load_dataset_dicts
+from updetr_d2.data.loading.build import build_test_loader, build_train_loader, load_training_set
 from updetr_d2.engine.compilation import compile_parts
 from updetr_d2.engine.finite_check import FiniteCheck
 from updetr_d2.engine.hooks import CheckpointHook, MetricsWriter, QueryPatchPictures, SkippedFilesReport

@@ -13,9 +13,9 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.registry import Registry
 
-from updetr_d2.data.loader import images_per_process
-from updetr_d2.data.mappers.detection import build_detr_augmentations
-from updetr_d2.data.mappers.pretrain import QueryPatchDatasetMapper
+from updetr_d2.data.dataset_mappers.detection import build_detr_augmentations
+from updetr_d2.data.dataset_mappers.query_patch import QueryPatchDatasetMapper
+from updetr_d2.data.loading.build import images_per_process
 from updetr_d2.modeling.criterion import CRITERION_REGISTRY
 from updetr_d2.modeling.matcher import MATCHER_REGISTRY
 

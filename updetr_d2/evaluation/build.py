@@ -4,9 +4,9 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 
-from updetr_d2.data.class_splits import class_split
-from updetr_d2.data.detection_classes import class_names
-from updetr_d2.data.panoptic_classes import PANOPTIC_EVALUATOR
+from updetr_d2.data.datasets.classes import class_names
+from updetr_d2.data.datasets.panoptic_classes import PANOPTIC_EVALUATOR
+from updetr_d2.data.oneshot.splits import class_split
 from updetr_d2.evaluation.coco_style_voc import build_voc_evaluator
 from updetr_d2.evaluation.oneshot_evaluation import OneShotEvaluator
 from updetr_d2.evaluation.panoptic_evaluation import build_panoptic_evaluator

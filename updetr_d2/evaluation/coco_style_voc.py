@@ -14,7 +14,7 @@ from detectron2.evaluation import (
 )
 
 from updetr_d2.data.cache import cache_folder, write_atomically
-from updetr_d2.data.voc_annotations import difficult_flags
+from updetr_d2.data.datasets.pascal_voc import difficult_flags
 
 
 class RenamedVOCEvaluator(PascalVOCDetectionEvaluator):

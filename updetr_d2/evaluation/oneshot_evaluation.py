@@ -20,9 +20,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tabulate import tabulate
 
-from updetr_d2.data.class_splits import ClassSplit
-from updetr_d2.data.detection_classes import class_names
-from updetr_d2.data.oneshot import evaluation_images
+from updetr_d2.data.datasets.classes import class_names
+from updetr_d2.data.oneshot.queries import evaluation_images
+from updetr_d2.data.oneshot.splits import ClassSplit
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, COCOPanopticEvaluator, DatasetEvaluator, DatasetEvaluators
 from panopticapi.evaluation import PQStat, pq_compute_single_core
 
-from updetr_d2.data.panoptic_annotations import instances_file
-from updetr_d2.data.panoptic_classes import PanopticClasses
+from updetr_d2.data.datasets.panoptic_annotations import instances_file
+from updetr_d2.data.datasets.panoptic_classes import PanopticClasses
 
 
 def build_panoptic_evaluator(

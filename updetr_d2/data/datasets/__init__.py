@@ -1,0 +1,1 @@
+"""Which images there are: names of data sets, their files, their classes."""

@@ -1,0 +1,116 @@
+"""Names of data sets that need no registration code, such as ``DATASETS.TRAIN: ("folder:/data/photos",)``.
+
+Importing the module also registers ``imagenet_train_unlabeled`` and ``imagenet_val_unlabeled``, the folders
+``ImageNet/train`` and ``ImageNet/val`` below ``$DETECTRON2_DATASETS`` (``datasets`` if it is not set).
+"""
+
+import functools
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+from torch.utils.data import ConcatDataset
+
+from updetr_d2.data.datasets.image_folder import existing_folder, load_image_folder
+
+# Evaluator of data sets without labels: how well are random patches found again?
+QUERY_PATCH_EVALUATOR = "query_patch"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A form of data set names.
+
+    Attributes:
+        form: how such names look, for people.
+        register: called with the full name and the part after the prefix; registers the name in
+            Detectron2's catalogs or raises ValueError with one sentence.
+    """
+
+    form: str
+    register: Callable[[str, str], None]
+
+
+_SOURCES: dict[str, Source] = {}
+
+
+def add_source(prefix: str, *, form: str, register: Callable[[str, str], None]) -> None:
+    """Make data set names that begin with ``prefix:`` usable; see :class:`Source`."""
+    _SOURCES[prefix] = Source(form, register)
+
+
+def ensure_registered(names: Iterable[str]) -> None:
+    """Register the data sets that say in their names where they are, such as ``folder:DIR``.
+
+    Args:
+        names: names as in ``DATASETS.TRAIN``; those already registered stay as they are.
+
+    Raises:
+        ValueError: for a name that is neither registered nor of a known form, or whose data are not there.
+    """
+    for name in names:
+        if name in DatasetCatalog:
+            continue
+        prefix, separator, argument = name.partition(":")
+        if not separator or prefix not in _SOURCES:
+            forms = ", ".join(source.form for source in _SOURCES.values())
+            raise ValueError(
+                f"Unknown data set {name!r} in DATASETS: use the name of a registered data set or one of the "
+                f"forms {forms}."
+            )
+        _SOURCES[prefix].register(name, argument)
+
+
+def load_dataset_dicts(
+    names: Sequence[str], *, filter_empty: bool, key: str = "DATASETS.TRAIN"
+) -> Sequence[dict]:
+    """Load one or more data sets, registered or named by a source, one after the other.
+
+    Args:
+        names: names of the data sets.
+        filter_empty: leave out images of labelled data sets that have no (non-crowd) annotation.
+        key: where the names come from, for messages.
+
+    Returns:
+        Dataset dicts in Detectron2's format, as a list or, for data sets without labels, a map-style
+        ``torch.utils.data.Dataset``.
+
+    Raises:
+        ValueError: if there are no images.
+    """
+    if not names:
+        raise ValueError(f"{key} is empty: name a data set, for instance {key} \"('folder:/data/photos',)\".")
+    ensure_registered(names)
+    try:
+        if any(MetadataCatalog.get(name).get("evaluator_type") == QUERY_PATCH_EVALUATOR for name in names):
+            # Detectron2 can neither mix lists and data sets nor labelled and unlabelled images.
+            parts = [get_detection_dataset_dicts(name, filter_empty=filter_empty) for name in names]
+            dataset_dicts = parts[0] if len(parts) == 1 else ConcatDataset(parts)
+        else:
+            dataset_dicts = get_detection_dataset_dicts(list(names), filter_empty=filter_empty)
+    except AssertionError as error:  # Detectron2's way of saying that a data set is empty
+        raise ValueError(f"{key} = {tuple(names)} has no images to use: {error}") from error
+    if not len(dataset_dicts):
+        raise ValueError(f"{key} = {tuple(names)} has no images to use.")
+    return dataset_dicts
+
+
+def _register_images(name: str, folder: str) -> None:
+    DatasetCatalog.register(name, functools.partial(load_image_folder, folder))
+    MetadataCatalog.get(name).set(image_root=folder, evaluator_type=QUERY_PATCH_EVALUATOR)
+
+
+def _register_folder(name: str, folder: str) -> None:
+    _register_images(name, existing_folder(folder))
+
+
+def register_imagenet() -> None:
+    """Register ImageNet's images without their labels; see the module."""
+    root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
+    for split in ("train", "val"):
+        _register_images(f"imagenet_{split}_unlabeled", os.path.join(root, "ImageNet", split))
+
+
+add_source("folder", form="folder:DIR", register=_register_folder)
+register_imagenet()

@@ -1,0 +1,118 @@
+"""Panoptic annotations in COCO's format: a JSON file, and a PNG of segment ids for each image."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import pycocotools.mask as mask_util
+from detectron2.data import Metadata
+from iopath.common.file_io import file_lock
+from panopticapi.utils import rgb2id
+from PIL import Image
+
+from updetr_d2.data.cache import cache_folder, write_atomically
+from updetr_d2.data.datasets.coco_repair import AnnotationError
+
+logger = logging.getLogger(__name__)
+
+_SEGMENT_KEYS = {"id", "category_id", "area", "iscrowd"}
+
+
+def read_panoptic_file(json_file: str) -> dict:
+    """Read a panoptic annotation file.
+
+    Raises:
+        AnnotationError: if it cannot be read or is not in COCO's panoptic format.
+    """
+    try:
+        with open(json_file, encoding="utf-8") as file:
+            content = json.load(file)
+    except (OSError, ValueError) as error:
+        raise AnnotationError(f"The annotation file {json_file} cannot be read ({error}).") from error
+    if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= content.keys():
+        raise AnnotationError(
+            f"{json_file} is not a panoptic annotation file: it must have 'images', 'annotations' and "
+            "'categories'."
+        )
+    if not all("segments_info" in annotation for annotation in content["annotations"]):
+        raise AnnotationError(
+            f"The annotations of {json_file} have no 'segments_info'; use coco:ANNOTATIONS.json@IMAGE_DIR for "
+            "instance annotations."
+        )
+    if not content["categories"] or not all("isthing" in c for c in content["categories"]):
+        raise AnnotationError(f"The 'categories' of {json_file} must each say 'isthing' (0 or 1).")
+    known = {category["id"] for category in content["categories"]}
+    for annotation in content["annotations"]:
+        for segment in annotation["segments_info"]:
+            if not segment.keys() >= _SEGMENT_KEYS:
+                raise AnnotationError(
+                    f"A segment of {annotation['file_name']} in {json_file} lacks "
+                    f"{sorted(_SEGMENT_KEYS - segment.keys())}, which panoptic evaluation needs."
+                )
+            if segment["category_id"] not in known:
+                raise AnnotationError(
+                    f"{json_file} uses the category id {segment['category_id']} ({annotation['file_name']}), "
+                    "which its 'categories' do not define."
+                )
+    return content
+
+
+def instances_file(metadata: Metadata) -> str:
+    """The instance annotations of a panoptic data set; made from the panoptic ones if it has none.
+
+    Args:
+        metadata: ``json_file`` is returned if there is such a file; else ``panoptic_json`` and
+            ``panoptic_root`` are read, and the result is kept in the cache folder.
+    """
+    json_file = metadata.get("json_file")
+    if json_file and os.path.isfile(json_file):
+        return json_file
+    state = os.stat(metadata.panoptic_json)
+    source = (
+        os.path.abspath(metadata.panoptic_json),
+        metadata.panoptic_root,
+        state.st_mtime_ns,
+        state.st_size,
+    )
+    digest = hashlib.sha256(repr(source).encode()).hexdigest()[:24]
+    path = cache_folder("panoptic_instances") / f"{digest}.json"
+    with file_lock(str(path)):
+        if not path.is_file():
+            logger.info("Making instance annotations of %s (once) ...", metadata.panoptic_json)
+            content = read_panoptic_file(metadata.panoptic_json)
+            write_atomically(path, json.dumps(_things_as_instances(content, metadata.panoptic_root)))
+    return str(path)
+
+
+def _things_as_instances(content: dict, png_folder: str) -> dict:
+    """COCO's instance annotations of the things of panoptic ones."""
+    things = [category for category in content["categories"] if category["isthing"]]
+    thing_ids = {category["id"] for category in things}
+    annotations = [
+        instance
+        for annotation in content["annotations"]
+        for instance in _image_instances(annotation, thing_ids, png_folder)
+    ]
+    for annotation_id, annotation in enumerate(annotations, start=1):  # pycocotools ignores id 0
+        annotation["id"] = annotation_id
+    return {"images": content["images"], "annotations": annotations, "categories": things}
+
+
+def _image_instances(annotation: dict, thing_ids: set[int], png_folder: str) -> Iterator[dict]:
+    ids = rgb2id(np.array(Image.open(os.path.join(png_folder, annotation["file_name"])).convert("RGB")))
+    for segment in annotation["segments_info"]:
+        mask = ids == segment["id"]
+        if segment["category_id"] not in thing_ids or not mask.any():
+            continue
+        rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
+        yield {
+            "image_id": annotation["image_id"],
+            "category_id": segment["category_id"],
+            "iscrowd": segment.get("iscrowd", 0),
+            "area": int(mask.sum()),
+            "bbox": mask_util.toBbox(rle).tolist(),
+            "segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")},
+        }

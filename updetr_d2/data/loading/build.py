@@ -1,0 +1,328 @@
+"""Loaders of batches that survive bad files and continue exactly where a checkpoint left them."""
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetFromList
+from detectron2.data.samplers import InferenceSampler
+from detectron2.utils import comm
+from torch.utils.data import Dataset
+
+from updetr_d2.data.datasets.names import load_dataset_dicts
+from updetr_d2.data.loading.retry import RetryPolicy
+from updetr_d2.data.loading.samples import (
+    Mapper,
+    SkippedFiles,
+    StreamDataset,
+    StreamSample,
+    StreamSampler,
+    TolerantDataset,
+    block_sizes,
+)
+from updetr_d2.data.loading.workers import SampleLoader
+from updetr_d2.data.oneshot import queries
+
+logger = logging.getLogger(__name__)
+
+ONE_SHOT_META_ARCHITECTURE = "OneShotDETR"
+# Batches that the workers prepare ahead, all together.
+_PREFETCHED_BATCHES = 2
+
+
+def load_training_set(cfg: CfgNode) -> Sequence[dict]:
+    """Load the dataset dicts of ``DATASETS.TRAIN``; for one-shot detection only what training may see of them.
+
+    Raises:
+        ValueError: if no data set is named or they hold no images.
+    """
+    dataset_dicts = load_dataset_dicts(
+        cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    )
+    if cfg.MODEL.META_ARCHITECTURE == ONE_SHOT_META_ARCHITECTURE:
+        return queries.training_images(cfg, dataset_dicts)
+    return dataset_dicts
+
+
+def load_test_set(cfg: CfgNode, dataset_name: str) -> Sequence[dict]:
+    """Load the dataset dicts of a data set; for one-shot detection one for each image and query.
+
+    Raises:
+        ValueError: if it is empty.
+    """
+    dataset_dicts = load_dataset_dicts([dataset_name], filter_empty=False, key="DATASETS.TEST")
+    if cfg.MODEL.META_ARCHITECTURE == ONE_SHOT_META_ARCHITECTURE:
+        return queries.evaluation_queries(cfg, dataset_name, dataset_dicts)
+    return dataset_dicts
+
+
+def images_per_process(cfg: CfgNode) -> int:
+    """Return this process's share of ``SOLVER.IMS_PER_BATCH``.
+
+    Raises:
+        ValueError: if it cannot be shared out.
+    """
+    world_size = comm.get_world_size()
+    if cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % world_size:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH ({cfg.SOLVER.IMS_PER_BATCH}) must be a positive multiple of the number of "
+            f"processes ({world_size})."
+        )
+    return cfg.SOLVER.IMS_PER_BATCH // world_size
+
+
+def build_train_loader(
+    cfg: CfgNode, *, mapper: Mapper, dataset_dicts: Sequence[dict] | None = None
+) -> "TrainLoader":
+    """Build the endless loader of this process's share of each batch.
+
+    Args:
+        cfg: ``SOLVER.IMS_PER_BATCH``, ``DATALOADER.{NUM_WORKERS, ASPECT_RATIO_GROUPING,
+            MAX_CONSECUTIVE_FAILURES, MIXED_SHARDS}``, ``SEED`` are read, and ``DATASETS.TRAIN`` without
+            ``dataset_dicts``.
+        mapper: makes a sample of a dataset dict; a file that it cannot use is replaced by another.
+        dataset_dicts: the training set, if it is loaded already.
+
+    Raises:
+        ValueError: if the training set is empty or ``SOLVER.IMS_PER_BATCH`` cannot be shared out.
+    """
+    batch_size = images_per_process(cfg)
+    if dataset_dicts is None:
+        dataset_dicts = load_training_set(cfg)
+    return TrainLoader(
+        _compact(dataset_dicts),
+        mapper,
+        batch_size=batch_size,
+        seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        group_by_aspect_ratio=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        max_failures=cfg.DATALOADER.MAX_CONSECUTIVE_FAILURES,
+        mixed_shards=cfg.DATALOADER.MIXED_SHARDS,
+        retry=RetryPolicy(cfg.DATALOADER.READ_RETRIES, cfg.DATALOADER.READ_RETRY_DELAY),
+        pin_memory=_for_gpu(cfg),
+    )
+
+
+def build_test_loader(
+    cfg: CfgNode, dataset_name: str, *, mapper: Mapper, batch_size: int = 1, split: bool = True
+) -> "TestLoader":
+    """Build a loader of every image of a data set once, in order.
+
+    Args:
+        cfg: ``DATALOADER.NUM_WORKERS`` is read.
+        dataset_name: a data set's name as in ``DATASETS.TEST``.
+        mapper: makes a sample of a dataset dict; a file that it cannot use is left out.
+        batch_size: images of a batch.
+        split: share the images out among the processes; else every process gets all of them.
+
+    Raises:
+        ValueError: if the data set is empty.
+    """
+    dataset = _compact(load_test_set(cfg, dataset_name))
+    indices = InferenceSampler(len(dataset)) if split else range(len(dataset))
+    return TestLoader(
+        dataset,
+        mapper,
+        indices,
+        batch_size=batch_size,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        retry=RetryPolicy(cfg.DATALOADER.READ_RETRIES, cfg.DATALOADER.READ_RETRY_DELAY),
+        pin_memory=_for_gpu(cfg),
+    )
+
+
+class TrainLoader:
+    """Endless batches; images of a batch are all wide or all tall if ``group_by_aspect_ratio``.
+
+    Args:
+        dataset: dataset dicts.
+        mapper: makes a sample of a dataset dict.
+        batch_size: images of a batch in this process.
+        seed: the same in all processes.
+        num_workers: loader processes; 0 loads in this one.
+        group_by_aspect_ratio: saves padding.
+        max_failures: different images in a row that may fail before the data set counts as unusable.
+        mixed_shards: shards whose images are shuffled together; 0 is all.
+        retry: of images that a file system does not give at the moment.
+        pin_memory: put the samples where copies to a GPU can run beside its work.
+
+    Attributes:
+        skipped_files: files of the batches so far that could not be used.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        mapper: Mapper,
+        *,
+        batch_size: int,
+        seed: int,
+        num_workers: int,
+        group_by_aspect_ratio: bool,
+        max_failures: int,
+        mixed_shards: int,
+        retry: RetryPolicy,
+        pin_memory: bool,
+    ) -> None:
+        self.dataset = dataset
+        self.mapper = mapper
+        self.batch_size = batch_size
+        self.seed = seed
+        self.num_workers = num_workers
+        self.group_by_aspect_ratio = group_by_aspect_ratio
+        self.max_failures = max_failures
+        self.mixed_shards = mixed_shards
+        self.retry = retry
+        self.pin_memory = pin_memory
+        self.skipped_files = SkippedFiles()
+        self._next_position = comm.get_rank()
+        self._pending: list[int] = []
+
+    def state_dict(self) -> dict:
+        """Say where the stream stands after the last batch that was given out.
+
+        Returns:
+            dict of ``seed``; ``num_images`` of the data set; ``next_position``, the first position of this
+            process that was not taken; ``pending``, positions taken that wait for their batch to fill.
+        """
+        return {
+            "seed": self.seed,
+            "num_images": len(self.dataset),
+            "next_position": self._next_position,
+            "pending": list(self._pending),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue from :meth:`state_dict` with the next ``iter()``, which gives exactly the batches after it.
+
+        If the number of processes has changed, pass all of them the largest ``next_position`` and nothing
+        ``pending``: each takes its share of the positions from there on.
+        """
+        if state["num_images"] != len(self.dataset):
+            logger.warning(
+                "The training set has %d images and had %d when the checkpoint was written: their order changes.",
+                *(len(self.dataset), state["num_images"]),
+            )
+        self.seed = state["seed"]
+        position = state["next_position"]
+        self._next_position = position + (comm.get_rank() - position) % comm.get_world_size()
+        self._pending = list(state["pending"])
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        replayed = set(self._pending)
+        buckets: dict[bool, list[StreamSample]] = {False: [], True: []}
+        for loaded in self._load():
+            for skipped in loaded.skipped:
+                self.skipped_files.add(*skipped)
+            if loaded.sample is None:
+                name, reason = loaded.skipped[-1]
+                raise RuntimeError(
+                    f"{len(loaded.skipped)} different images in a row could not be used, the last one {name} "
+                    f"({reason}): check DATASETS.TRAIN or raise DATALOADER.MAX_CONSECUTIVE_FAILURES."
+                )
+            if loaded.position not in replayed:
+                self._pending.append(loaded.position)
+                self._next_position = loaded.position + comm.get_world_size()
+            bucket = buckets[self.group_by_aspect_ratio and _is_wide(loaded.sample)]
+            bucket.append(loaded)
+            if len(bucket) == self.batch_size:
+                batch = [each.sample for each in bucket]
+                given = {each.position for each in bucket}
+                bucket.clear()
+                self._pending = [position for position in self._pending if position not in given]
+                yield batch
+
+    def _load(self) -> SampleLoader:
+        sampler = StreamSampler(
+            len(self.dataset),
+            seed=self.seed,
+            world_size=comm.get_world_size(),
+            start=self._next_position,
+            replay=self._pending,
+            block_sizes=block_sizes(self.dataset),
+            mixed_blocks=self.mixed_shards,
+        )
+        dataset = StreamDataset(
+            self.dataset, self.mapper, seed=self.seed, max_tries=self.max_failures, retry=self.retry
+        )
+        return SampleLoader(
+            dataset,
+            sampler,
+            num_workers=self.num_workers,
+            prefetch=_PREFETCHED_BATCHES * self.batch_size,
+            pin_memory=self.pin_memory,
+        )
+
+
+class TestLoader:
+    """Batches of the images in order; unusable ones are left out and logged, so the last batches may miss.
+
+    Args:
+        dataset: dataset dicts.
+        mapper: makes a sample of a dataset dict.
+        indices: of the images of this process.
+        batch_size: images of a batch.
+        num_workers: loader processes; 0 loads in this one.
+        retry, pin_memory: see :class:`TrainLoader`.
+
+    Attributes:
+        skipped_files: files so far that could not be used.
+    """
+
+    __test__ = False  # not a test case, whatever pytest thinks
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        mapper: Mapper,
+        indices: Sequence[int],
+        *,
+        batch_size: int,
+        num_workers: int,
+        retry: RetryPolicy,
+        pin_memory: bool,
+    ) -> None:
+        self.batch_size = batch_size
+        self.skipped_files = SkippedFiles()
+        self._num_images = len(indices)
+        self._loader = SampleLoader(
+            TolerantDataset(dataset, mapper, retry=retry),
+            indices,
+            num_workers=num_workers,
+            prefetch=_PREFETCHED_BATCHES * batch_size,
+            pin_memory=pin_memory,
+        )
+
+    def __len__(self) -> int:
+        return math.ceil(self._num_images / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        batch = []
+        for loaded in self._loader:
+            for skipped in loaded.skipped:
+                self.skipped_files.add(*skipped)
+            if loaded.sample is not None:
+                batch.append(loaded.sample)
+            if len(batch) == self.batch_size:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+
+def _compact(dataset_dicts: Sequence[dict]) -> Dataset:
+    """Lists become one array that the workers share; data sets of other kinds stay as they are."""
+    if isinstance(dataset_dicts, list):
+        return DatasetFromList(dataset_dicts, copy=False)
+    return dataset_dicts
+
+
+def _is_wide(sample: dict) -> bool:
+    height, width = sample["image"].shape[-2:]
+    return width > height
+
+
+def _for_gpu(cfg: CfgNode) -> bool:
+    return cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available()

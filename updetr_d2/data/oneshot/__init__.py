@@ -1,0 +1,1 @@
+"""One-shot detection: which classes are seen, which query goes with which image."""
