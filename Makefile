@@ -62,7 +62,7 @@ lock: $(READY)  ## write requirements-lock.txt anew, after a change of requireme
 	@$(RUN) tools/setup_environment.py lock
 
 docs-check: $(READY)  ## what the documentation names exists
-	$(PYTEST) tests/test_docs.py
+	$(PYTEST) tests/docs/test_docs.py
 
 lint: $(READY)  ## ruff: rules and format
 	$(RUN) -m ruff check $(SOURCES)

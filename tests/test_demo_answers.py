@@ -17,7 +17,7 @@ from updetr_d2.demo_answers import (
     pixels,
     preview_query,
 )
-from updetr_d2.findings import PredictedClasses
+from updetr_d2.inference.results import PredictedClasses
 
 OPTIONS = ("INPUT.MIN_SIZE_TEST", 64, "INPUT.MAX_SIZE_TEST", 96, "INPUT.QUERY_PATCH.SIZE", 64)
 OPTIONS += ("INPUT.QUERY_PATCH.MIN_SIZE", 16, "INPUT.MIN_IMAGE_SIDE", 32)

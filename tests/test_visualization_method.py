@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from updetr_d2.visualization import patch_colors
+from updetr_d2.visualization.boxes import patch_colors
 from updetr_d2.visualization_method import draw_method
 
 NUM_PATCHES, GROUP_SIZE = 2, 3

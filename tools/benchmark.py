@@ -21,7 +21,7 @@ from benchmarking import criterion, data, inference, mask_head, matcher, scale, 
 from benchmarking.report import environment, table, write_json
 from benchmarking.timing import Clock
 from updetr_d2 import add_updetr_config
-from updetr_d2.engine.validation import check_config
+from updetr_d2.config.checks import check_config
 
 # Subcommand -> its module, with add_arguments(parser) and run(args, cfg) -> list[Measurement].
 COMMANDS = {

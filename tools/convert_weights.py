@@ -17,7 +17,7 @@ import torch
 
 from updetr_d2.checkpoint.conversions import SOURCES, ConversionReport, convert, restore
 from updetr_d2.checkpoint.safe_loading import CheckpointError, load_state_file
-from updetr_d2.data.cache import replacing
+from updetr_d2.utils.files import replacing
 
 
 def get_parser() -> argparse.ArgumentParser:

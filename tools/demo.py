@@ -39,9 +39,9 @@ from tqdm import tqdm
 
 from updetr_d2.data.datasets.image_folder import load_image_folder
 from updetr_d2.data.transforms.image_io import UnusableImageError, read_image_rgb
-from updetr_d2.findings import Findings, PredictedClasses, find_classes, find_objects, find_patches
-from updetr_d2.inference import Predictor, cut_query_patch, setup_inference_config
-from updetr_d2.visualization import save_picture
+from updetr_d2.inference.predictor import Predictor, cut_query_patch, setup_inference_config
+from updetr_d2.inference.results import Findings, PredictedClasses, find_classes, find_objects, find_patches
+from updetr_d2.visualization.boxes import save_picture
 
 
 def list_images(arguments: Sequence[str]) -> list[str]:

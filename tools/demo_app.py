@@ -28,7 +28,7 @@ from detectron2.utils.logger import setup_logger
 
 from updetr_d2 import demo_answers as answers
 from updetr_d2.demo_answers import DemoModel
-from updetr_d2.findings import PredictedClasses
+from updetr_d2.inference.results import PredictedClasses
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICKSTART = ROOT / "output" / "quickstart"

@@ -29,8 +29,8 @@ from detectron2.config import CfgNode
 from detectron2.utils.logger import setup_logger
 from torch import Tensor, nn
 
-from updetr_d2.findings import PredictedClasses
-from updetr_d2.inference import load_trained_model, setup_inference_config
+from updetr_d2.inference.predictor import load_trained_model, setup_inference_config
+from updetr_d2.inference.results import PredictedClasses
 from updetr_d2.modeling.meta_arch import DETR
 
 # Size (px) of the example that the graph is recorded with; all others work, too.

@@ -32,11 +32,11 @@ from transfer_benchmark import draw_curves
 
 from updetr_d2.data.dataset_mappers import build_mapper
 from updetr_d2.data.datasets.names import ensure_registered
-from updetr_d2.inference import load_trained_model, setup_inference_config
+from updetr_d2.inference.predictor import load_trained_model, setup_inference_config
 from updetr_d2.modeling.box_ops import cxcywh_to_xyxy
 from updetr_d2.modeling.matcher import FORBIDDEN, build_matcher
-from updetr_d2.visualization import draw_query_patch_sample, save_picture, to_rgb
-from updetr_d2.visualization_attention import decoder_attention, draw_attention_maps
+from updetr_d2.visualization.attention import decoder_attention, draw_attention_maps
+from updetr_d2.visualization.boxes import draw_query_patch_sample, save_picture, to_rgb
 from updetr_d2.visualization_method import draw_method
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from updetr_d2.learning_curves import plot_curves, read_metrics
+from updetr_d2.visualization.curves import plot_curves, read_metrics
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -13,7 +13,7 @@ from pathlib import Path
 from steps import ROOT, run_step
 from tabulate import tabulate
 
-from updetr_d2.learning_curves import last_values, read_metrics
+from updetr_d2.visualization.curves import last_values, read_metrics
 
 OUTPUT = Path("output/quickstart")
 PRETRAIN_CONFIG = "configs/quickstart/updetr_lite0_scenes.yaml"

@@ -20,8 +20,8 @@ import jinja2
 import matplotlib.figure
 from PIL import Image
 
-from updetr_d2.learning_curves import plot_curves
-from updetr_d2.run_folder import RunFolder, differences, is_number
+from updetr_d2.engine.run_folder import RunFolder, differences, is_number
+from updetr_d2.visualization.curves import plot_curves
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = Path(__file__).with_name("report.html.jinja")

@@ -27,7 +27,7 @@ from pycocotools.cocoeval import COCOeval
 from steps import ROOT, run_step
 from tabulate import tabulate
 
-from updetr_d2.learning_curves import last_values, plot_curves, read_metrics
+from updetr_d2.visualization.curves import last_values, plot_curves, read_metrics
 
 CONFIGS = Path("configs/cutouts")
 PRETRAIN_CONFIG = CONFIGS / "updetr_lite0_cutouts.yaml"

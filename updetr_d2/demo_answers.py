@@ -16,9 +16,9 @@ from torch import Tensor
 from updetr_d2.data.datasets.names import ensure_registered
 from updetr_d2.data.transforms.image_io import UnusableImageError, read_image_rgb
 from updetr_d2.data.transforms.patch_boxes import random_patch_boxes
-from updetr_d2.findings import Findings, PredictedClasses, find_classes, find_objects
-from updetr_d2.inference import Predictor, cut_query_patch, setup_inference_config
-from updetr_d2.visualization import draw_patch_guesses
+from updetr_d2.inference.predictor import Predictor, cut_query_patch, setup_inference_config
+from updetr_d2.inference.results import Findings, PredictedClasses, find_classes, find_objects
+from updetr_d2.visualization.boxes import draw_patch_guesses
 
 logger = logging.getLogger(__name__)
 

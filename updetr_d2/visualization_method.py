@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.patches import Rectangle
 
-from updetr_d2.visualization import DPI, add_box, patch_colors, pixels_of
+from updetr_d2.visualization.boxes import DPI, add_box, patch_colors, pixels_of
 
 _FORBIDDEN = "0.88"
 

@@ -67,7 +67,7 @@ def test_read_only_folder_is_an_error_at_the_start(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("builtins.open", refuse)  # root may write everywhere
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", refuse)  # root may write everywhere
     with pytest.raises(files.SaveError, match=r"was not written \(Permission denied\).*OUTPUT_DIR"):
         files.check_writable(str(tmp_path))
 

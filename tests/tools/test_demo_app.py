@@ -16,7 +16,7 @@ from helpers import PANOPTIC_RESNET18, TOOLS, load_tool, save_tiny_model
 from PIL import Image
 
 from updetr_d2.demo_answers import DemoModel, detect, find_similar, locate_patch
-from updetr_d2.findings import PredictedClasses
+from updetr_d2.inference.results import PredictedClasses
 
 pytest.importorskip("gradio", reason="the demo page needs Gradio: make setup-demo")
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright: make setup-demo")

@@ -10,8 +10,8 @@ from helpers import TOOLS, load_tool, save_tiny_model
 from PIL import Image
 
 from updetr_d2.data.dataset_mappers import build_mapper
-from updetr_d2.inference import setup_inference_config
-from updetr_d2.visualization import draw_query_patch_sample
+from updetr_d2.inference.predictor import setup_inference_config
+from updetr_d2.visualization.boxes import draw_query_patch_sample
 
 OPTIONS = ("INPUT.MIN_SIZE_TEST", 64, "INPUT.MAX_SIZE_TEST", 96, "INPUT.QUERY_PATCH.SIZE", 64)
 OPTIONS += ("INPUT.MIN_SIZE_TRAIN", (64,), "INPUT.MAX_SIZE_TRAIN", 96)

@@ -9,10 +9,10 @@ import webdataset
 from helpers import load_tool
 from PIL import Image
 
-from updetr_d2.data.cache import CACHE_VARIABLE
 from updetr_d2.data.datasets import shard_index
 from updetr_d2.data.datasets.shards import load_shards
 from updetr_d2.data.transforms.image_io import read_image_rgb
+from updetr_d2.utils.cache import CACHE_VARIABLE
 
 
 @pytest.fixture(name="tool", scope="module")

@@ -1,6 +1,5 @@
 """Checkpoint files on disk: written whole or not at all, checked before they are used, limited in number."""
 
-import contextlib
 import logging
 import os
 import re
@@ -10,11 +9,12 @@ from typing import BinaryIO
 
 import torch
 
+from updetr_d2.utils.files import TEMPORARY_SUFFIX, replacing
+
 logger = logging.getLogger(__name__)
 
 FINAL_NAME = "model_final"
 LAST_CHECKPOINT = "last_checkpoint"
-_TEMPORARY_SUFFIX = ".tmp"
 _NUMBERED = re.compile(r"model_(\d+)\.pth")
 
 
@@ -28,9 +28,7 @@ def numbered_name(iteration: int) -> str:
 
 
 def write_atomically(path: str, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file under a temporary name beside ``path``, bring it to the disk, then rename it.
-
-    Whoever reads ``path`` finds the old content or the new one, whenever this process is killed.
+    """Write a file of a run by :func:`~updetr_d2.utils.files.replacing`.
 
     Args:
         path: of the file.
@@ -39,17 +37,10 @@ def write_atomically(path: str, write: Callable[[BinaryIO], object]) -> None:
     Raises:
         SaveError: if the file could not be written; ``path`` and what it held are as before.
     """
-    temporary = path + _TEMPORARY_SUFFIX
     try:
-        with open(temporary, "wb") as file:
+        with replacing(path) as file:
             write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(os.path.dirname(path) or ".")
     except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.remove(temporary)
         cause = next((each for each in _chain(error) if isinstance(each, OSError)), None)
         if cause is None:
             raise
@@ -88,20 +79,10 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _sync_folder(folder: str) -> None:
-    """Bring a rename to the disk. Some network file systems cannot do it, and need not."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def remove_unfinished(folder: str) -> None:
     """Remove temporary files that a killed process left."""
     for name in os.listdir(folder):
-        if name.endswith((f".pth{_TEMPORARY_SUFFIX}", LAST_CHECKPOINT + _TEMPORARY_SUFFIX)):
+        if name.endswith((f".pth{TEMPORARY_SUFFIX}", LAST_CHECKPOINT + TEMPORARY_SUFFIX)):
             os.remove(os.path.join(folder, name))
 
 

@@ -14,7 +14,7 @@ from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
 from updetr_d2.data.dataset_mappers import build_mapper
 from updetr_d2.data.loading.build import build_test_loader
 from updetr_d2.data.loading.samples import SkippedFiles
-from updetr_d2.visualization import draw_query_patch_sample, save_picture
+from updetr_d2.visualization.boxes import draw_query_patch_sample, save_picture
 
 logger = logging.getLogger(__name__)
 

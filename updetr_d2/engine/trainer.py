@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
+from updetr_d2.config.schedule import derive_schedule
 from updetr_d2.data.dataset_mappers import build_mapper
 from updetr_d2.data.datasets.classes import check_class_ids
 from updetr_d2.data.datasets.names import load_dataset_dicts
@@ -25,7 +26,6 @@ from updetr_d2.engine.finite_check import FiniteCheck
 from updetr_d2.engine.hooks import CheckpointHook, MetricsWriter, QueryPatchPictures, SkippedFilesReport
 from updetr_d2.engine.optimizer import build_optimizer, full_model_clip_norm
 from updetr_d2.engine.preemption import PreemptionHook, StopSignals
-from updetr_d2.engine.schedule import derive_schedule
 from updetr_d2.engine.train_loop import TrainLoop
 from updetr_d2.evaluation import build_evaluator
 

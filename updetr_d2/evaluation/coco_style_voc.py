@@ -13,8 +13,9 @@ from detectron2.evaluation import (
     PascalVOCDetectionEvaluator,
 )
 
-from updetr_d2.data.cache import cache_folder, write_atomically
 from updetr_d2.data.datasets.pascal_voc import difficult_flags
+from updetr_d2.utils.cache import cache_folder
+from updetr_d2.utils.files import write_text
 
 
 class RenamedVOCEvaluator(PascalVOCDetectionEvaluator):
@@ -41,7 +42,7 @@ def build_voc_evaluator(dataset_name: str, output_folder: str) -> DatasetEvaluat
         digest = hashlib.sha256(os.path.abspath(metadata.dirname).encode()).hexdigest()[:16]
         metadata.json_file = str(cache_folder("coco_style_voc") / f"{dataset_name}-{digest}.json")
     # Written anew each time, as nothing tells whether the XML files have changed.
-    write_atomically(metadata.json_file, json.dumps(coco_style_ground_truth(dataset_name)))
+    write_text(metadata.json_file, json.dumps(coco_style_ground_truth(dataset_name)))
     return DatasetEvaluators(
         [COCOEvaluator(dataset_name, output_dir=output_folder), RenamedVOCEvaluator(dataset_name)]
     )

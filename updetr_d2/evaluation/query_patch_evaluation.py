@@ -12,7 +12,7 @@ from detectron2.structures import Boxes, pairwise_iou
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 
-from updetr_d2.visualization import draw_query_patch_sample, save_picture
+from updetr_d2.visualization.boxes import draw_query_patch_sample, save_picture
 
 logger = logging.getLogger(__name__)
 

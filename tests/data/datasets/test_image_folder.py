@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from updetr_d2.data.cache import CACHE_VARIABLE
 from updetr_d2.data.datasets import image_folder
 from updetr_d2.data.datasets.image_folder import ImageFolder, load_image_folder
+from updetr_d2.utils.cache import CACHE_VARIABLE
 
 
 @pytest.fixture(autouse=True)

@@ -4,9 +4,9 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from updetr_d2.data.cache import CACHE_VARIABLE
 from updetr_d2.data.datasets import names
 from updetr_d2.data.datasets.names import add_source, ensure_registered, load_dataset_dicts, register_imagenet
+from updetr_d2.utils.cache import CACHE_VARIABLE
 
 
 @pytest.fixture(name="folder")

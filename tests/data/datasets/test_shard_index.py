@@ -8,9 +8,9 @@ import tarfile
 import pytest
 from detectron2.utils.file_io import PathManager
 
-from updetr_d2.data.cache import CACHE_VARIABLE
 from updetr_d2.data.datasets import shard_index
 from updetr_d2.data.datasets.shard_index import load_index, member_url, scan, write_index_beside
+from updetr_d2.utils.cache import CACHE_VARIABLE
 
 
 @pytest.fixture(autouse=True)

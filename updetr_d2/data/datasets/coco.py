@@ -10,9 +10,10 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
-from updetr_d2.data.cache import cache_folder, keep_copy, write_atomically
 from updetr_d2.data.datasets.coco_repair import read_annotation_file, repair_annotations
 from updetr_d2.data.datasets.names import add_source
+from updetr_d2.utils.cache import cache_folder, keep_copy
+from updetr_d2.utils.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ def usable_annotation_file(json_file: str, image_folder: str) -> tuple[str, list
     text = json.dumps(repaired)
     digest = hashlib.sha256(text.encode()).hexdigest()[:24]
     path = cache_folder("repaired_annotations") / f"{Path(json_file).stem}-{digest}.json"
-    write_atomically(path, text)
+    write_text(path, text)
     logger.warning("Problems in %s; the repaired annotations are in %s:\n%s", json_file, path, report.table())
     return str(path), categories
 

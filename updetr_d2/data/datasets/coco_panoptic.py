@@ -6,11 +6,11 @@ import os
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from updetr_d2.data.cache import keep_copy
 from updetr_d2.data.datasets.coco_repair import AnnotationError
 from updetr_d2.data.datasets.names import add_source
 from updetr_d2.data.datasets.panoptic_annotations import read_panoptic_file
 from updetr_d2.data.datasets.panoptic_classes import PANOPTIC_EVALUATOR, panoptic_metadata
+from updetr_d2.utils.cache import keep_copy
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from torch.utils.data import Dataset
 
-from updetr_d2.data.cache import cache_folder, write_atomically
 from updetr_d2.data.datasets.packed_names import PackedNames
+from updetr_d2.utils.cache import cache_folder
+from updetr_d2.utils.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -143,8 +144,6 @@ def _read_index(root: str) -> dict[str, _Entry]:
 def _write_index(root: str, tree: dict[str, _Entry]) -> None:
     """Write the index under a temporary name and rename it, so that other processes see it whole."""
     try:
-        write_atomically(
-            _index_file(root), json.dumps({"root": root, "folders": tree}, separators=(",", ":"))
-        )
+        write_text(_index_file(root), json.dumps({"root": root, "folders": tree}, separators=(",", ":")))
     except (OSError, RuntimeError) as error:
         logger.warning("The index of %s is not kept, the next start will be slower: %s", root, error)

@@ -13,8 +13,9 @@ from iopath.common.file_io import file_lock
 from panopticapi.utils import rgb2id
 from PIL import Image
 
-from updetr_d2.data.cache import cache_folder, write_atomically
 from updetr_d2.data.datasets.coco_repair import AnnotationError
+from updetr_d2.utils.cache import cache_folder
+from updetr_d2.utils.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ def instances_file(metadata: Metadata) -> str:
         if not path.is_file():
             logger.info("Making instance annotations of %s (once) ...", metadata.panoptic_json)
             content = read_panoptic_file(metadata.panoptic_json)
-            write_atomically(path, json.dumps(_things_as_instances(content, metadata.panoptic_root)))
+            write_text(path, json.dumps(_things_as_instances(content, metadata.panoptic_root)))
     return str(path)
 
 

@@ -16,8 +16,9 @@ from zipfile import BadZipFile
 import numpy as np
 from detectron2.utils.file_io import PathHandler, PathManager
 
-from updetr_d2.data.cache import cache_folder, replacing
 from updetr_d2.data.datasets.image_folder import EXTENSIONS
+from updetr_d2.utils.cache import cache_folder
+from updetr_d2.utils.files import replacing
 
 logger = logging.getLogger(__name__)
 

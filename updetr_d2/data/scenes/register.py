@@ -27,10 +27,10 @@ from detectron2.data.datasets import load_coco_json
 from detectron2.data.datasets.coco_panoptic import load_coco_panoptic_json
 from iopath.common.file_io import file_lock
 
-from updetr_d2.data.cache import cache_root
 from updetr_d2.data.scenes.classes import COLORS, STUFF_CLASSES, THING_CLASSES
 from updetr_d2.data.scenes.drawing import render_scene
 from updetr_d2.data.scenes.files import image_name, write_scenes
+from updetr_d2.utils.cache import cache_root
 
 logger = logging.getLogger(__name__)
 

@@ -11,13 +11,13 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from tiny_coco import forget_runs, write_tiny_coco
 
-from updetr_d2.data.cache import CACHE_VARIABLE
+from updetr_d2.config.checks import check_config
 from updetr_d2.data.dataset_mappers import build_mapper
 from updetr_d2.data.datasets.classes import derive_num_classes
 from updetr_d2.data.datasets.names import ensure_registered
 from updetr_d2.data.loading.build import build_test_loader
 from updetr_d2.engine.trainer import UPDETRTrainer
-from updetr_d2.engine.validation import check_config
+from updetr_d2.utils.cache import CACHE_VARIABLE
 
 # Backbones whose features the models can use, with the options that choose them.
 PATCHIFY = ()

@@ -18,7 +18,7 @@ from updetr_d2.data.scenes.register import Split, register_scenes
 from updetr_d2.engine.optimizer import build_optimizer
 from updetr_d2.evaluation import build_evaluator
 
-CONFIG = Path(__file__).parents[1] / "configs" / "quickstart" / "detr_lite0_scenes_panoptic.yaml"
+CONFIG = Path(__file__).parents[2] / "configs" / "quickstart" / "detr_lite0_scenes_panoptic.yaml"
 STEPS = 280
 
 

@@ -12,7 +12,7 @@ import yaml
 from detectron2.config import get_cfg
 
 from updetr_d2.config import add_updetr_config
-from updetr_d2.learning_curves import read_metrics
+from updetr_d2.visualization.curves import read_metrics
 
 _IMAGE_TYPES = (".png", ".jpg", ".jpeg")
 _LOG_LINE = re.compile(r"^\[\d\d/\d\d \d\d:\d\d:\d\d\]")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ZOO = (ROOT / "docs" / "MODEL_ZOO.md").read_text(encoding="utf-8")
 FOLDERS = ("pretrain", "voc", "coco", "panoptic", "oneshot", "baselines")
 NAMED = set(re.findall(r"[\w/]*\w\.yaml", ZOO))

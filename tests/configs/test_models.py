@@ -13,7 +13,7 @@ from updetr_d2 import add_updetr_config
 
 pytestmark = pytest.mark.slow
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPES = sorted(path for path in CONFIGS.rglob("*.yaml") if not path.name.startswith("Base-"))
 SIZE = 64  # px of the random images
 

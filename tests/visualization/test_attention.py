@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from helpers import random_sample, tiny_model
 
-from updetr_d2.visualization_attention import decoder_attention, draw_attention_maps
+from updetr_d2.visualization.attention import decoder_attention, draw_attention_maps
 
 
 def test_attention_maps_are_distributions_that_avoid_padding():

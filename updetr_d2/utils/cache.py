@@ -1,14 +1,12 @@
 """Where updetr_d2 keeps files that it can make again: indices of image folders, rendered scenes."""
 
-import contextlib
 import hashlib
 import logging
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+
+from updetr_d2.utils.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -41,30 +39,6 @@ def cache_folder(*parts: str) -> Path:
             f"set ${CACHE_VARIABLE} to a folder that can be written."
         ) from error
     return folder
-
-
-@contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[BinaryIO]:
-    """Open a file that takes the place of ``path`` once it is written; processes of several machines may do so.
-
-    Args:
-        path: of the file; as long as the context is open, or if it ends with an error, it is as before.
-    """
-    with tempfile.NamedTemporaryFile(dir=Path(path).parent, suffix=".tmp", delete=False) as file:
-        try:
-            yield file
-            file.flush()
-            os.chmod(file.name, 0o644)  # temporary files are the user's alone, caches may be shared
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
-
-
-def write_atomically(path: str | Path, text: str) -> None:
-    """Write a text file by :func:`replacing`."""
-    with replacing(path) as file:
-        file.write(text.encode())
 
 
 def keep_copy(path: str | Path, *folders: str) -> str:

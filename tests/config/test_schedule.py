@@ -4,7 +4,7 @@ import pytest
 from detectron2.config import get_cfg
 
 from updetr_d2 import add_updetr_config
-from updetr_d2.engine.schedule import derive_schedule
+from updetr_d2.config.schedule import derive_schedule
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from detectron2.data import DatasetCatalog
 from helpers import load_tool, tiny_cfg
 from tiny_coco import forget_runs, write_tiny_coco
 
-from updetr_d2.data.cache import CACHE_VARIABLE
+from updetr_d2.utils.cache import CACHE_VARIABLE
 
 UPDETR, DETR, PANOPTIC, ONESHOT = "UPDETR", "DETR", "PanopticDETR", "OneShotDETR"
 ADAPTED = ("SOLVER.STEPS", "()", "SOLVER.EPOCHS", "2", "SOLVER.MAX_ITER", "0")

@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog
 import updetr_d2  # noqa: F401  (registers the data sets)
 from updetr_d2 import add_updetr_config
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 pytestmark = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 

@@ -12,12 +12,12 @@ from torch import nn
 
 from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
 from updetr_d2.config import add_updetr_config
+from updetr_d2.config.checks import check_config
 from updetr_d2.data.dataset_mappers.oneshot import cut_patch
 from updetr_d2.data.datasets.classes import NUM_CLASSES_KEYS, derive_num_classes
 from updetr_d2.data.datasets.names import ensure_registered
 from updetr_d2.data.transforms.image_io import stack_to_tensor, to_tensor
 from updetr_d2.data.transforms.resize import DETRResize
-from updetr_d2.engine.validation import check_config
 
 logger = logging.getLogger(__name__)
 

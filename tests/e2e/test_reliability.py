@@ -23,7 +23,7 @@ from updetr_d2.checkpoint.files import SaveError
 from updetr_d2.engine.bad_batches import load_bad_batch, replay
 from updetr_d2.engine.preemption import STOPPED_EXIT_CODE
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
 OPTIONS = (

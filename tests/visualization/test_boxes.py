@@ -6,7 +6,7 @@ from detectron2.structures import Boxes, Instances
 from helpers import random_sample
 from PIL import Image
 
-from updetr_d2.visualization import draw_query_patch_sample, patch_colors, save_picture
+from updetr_d2.visualization.boxes import draw_query_patch_sample, patch_colors, save_picture
 
 
 def prediction(sample, boxes, original_size):

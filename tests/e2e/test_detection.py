@@ -14,7 +14,7 @@ from updetr_d2.data.scenes.register import Split, register_scenes
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)

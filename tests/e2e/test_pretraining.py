@@ -13,7 +13,7 @@ import torch
 from helpers import SMALL_PRETRAINING
 from PIL import Image
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from updetr_d2.visualization import DPI, add_box, pixels_of
+from updetr_d2.visualization.boxes import DPI, add_box, pixels_of
 
 
 @torch.no_grad()

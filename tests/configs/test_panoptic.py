@@ -7,7 +7,7 @@ from detectron2.config import get_cfg
 
 from updetr_d2 import add_updetr_config
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def load(name):

@@ -14,8 +14,8 @@ from detectron2.utils.visualizer import Visualizer
 from updetr_d2.data.datasets.classes import class_names
 from updetr_d2.data.datasets.names import ensure_registered
 from updetr_d2.data.datasets.panoptic_classes import PanopticClasses, is_panoptic
-from updetr_d2.inference import Predictor
-from updetr_d2.visualization import draw_query_patches
+from updetr_d2.inference.predictor import Predictor
+from updetr_d2.visualization.boxes import draw_query_patches
 
 logger = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 import json
 
-from updetr_d2.learning_curves import plot_curves, read_metrics
+from updetr_d2.visualization.curves import plot_curves, read_metrics
 
 
 def write_metrics(path, records: list[dict], tail: str = "") -> dict[str, dict[int, float]]:
