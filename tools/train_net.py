@@ -21,7 +21,7 @@ from detectron2.utils.logger import setup_logger
 
 from updetr_d2 import add_updetr_config
 from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
-from updetr_d2.checkpoint.files import check_writable
+from updetr_d2.checkpoint.run_files import check_writable
 from updetr_d2.config.checks import check_config
 from updetr_d2.data.datasets.classes import derive_num_classes
 from updetr_d2.data.datasets.names import ensure_registered

@@ -9,7 +9,7 @@ import torch
 from helpers import RESNET18, tiny_model
 
 from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer, place_cnn
-from updetr_d2.checkpoint.files import SaveError
+from updetr_d2.checkpoint.run_files import SaveError
 from updetr_d2.checkpoint.safe_loading import CheckpointError
 
 LEFT_OUT = ("class_embed.", "patch2query.", "feature_align.")

@@ -19,7 +19,7 @@ from detectron2.modeling import build_model
 from helpers import SMALL_PRETRAINING, run_train_net, write_photos
 
 from updetr_d2 import add_updetr_config
-from updetr_d2.checkpoint.files import SaveError
+from updetr_d2.checkpoint.run_files import SaveError
 from updetr_d2.engine.bad_batches import load_bad_batch, replay
 from updetr_d2.engine.preemption import STOPPED_EXIT_CODE
 

@@ -9,7 +9,7 @@ from detectron2.utils.events import EventWriter
 from torch import nn
 
 from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
-from updetr_d2.checkpoint.files import SaveError
+from updetr_d2.checkpoint.run_files import SaveError
 from updetr_d2.data.loading.samples import SkippedFiles
 from updetr_d2.engine import hooks
 from updetr_d2.engine.hooks import CheckpointHook, MetricsWriter, SkippedFilesReport

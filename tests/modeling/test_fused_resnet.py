@@ -8,7 +8,7 @@ from detectron2.modeling import build_backbone
 from helpers import randomize_frozen_norms, tiny_cfg
 
 from updetr_d2.modeling import fused_resnet
-from updetr_d2.modeling.folding import fold_frozen_batchnorm
+from updetr_d2.modeling.fast.folding import fold_frozen_batchnorm
 from updetr_d2.modeling.fused_resnet import FusedResidualBlock, FusedStem, fuse_resnet_blocks
 
 FEATURES = ["stem", "res2", "res3", "res4", "res5"]

@@ -7,7 +7,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from tabulate import tabulate
 
-from updetr_d2.checkpoint import files
+from updetr_d2.checkpoint import run_files
 from updetr_d2.checkpoint.safe_loading import CheckpointError, load_state_file
 
 logger = logging.getLogger(__name__)
@@ -44,16 +44,16 @@ class UPDETRCheckpointer(DetectionCheckpointer):
         content = {"model": self.model.state_dict(), **states, **kwargs}
         path = os.path.join(self.save_dir, f"{name}.pth")
         logger.info("Saving checkpoint to %s", path)
-        files.save_atomically({**content, "meta_architecture": type(self.model).__name__}, path)
+        run_files.save_atomically({**content, "meta_architecture": type(self.model).__name__}, path)
         self.tag_last_checkpoint(os.path.basename(path))
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        path = os.path.join(self.save_dir, files.LAST_CHECKPOINT)
-        files.write_atomically(path, lambda file: file.write(last_filename_basename.encode()))
+        path = os.path.join(self.save_dir, run_files.LAST_CHECKPOINT)
+        run_files.write_atomically(path, lambda file: file.write(last_filename_basename.encode()))
 
     def get_checkpoint_file(self) -> str:
         # Whatever the file holds is a name, perhaps of no file.
-        with open(os.path.join(self.save_dir, files.LAST_CHECKPOINT), errors="replace") as file:
+        with open(os.path.join(self.save_dir, run_files.LAST_CHECKPOINT), errors="replace") as file:
             return os.path.join(self.save_dir, file.read().strip())
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
@@ -80,12 +80,12 @@ class UPDETRCheckpointer(DetectionCheckpointer):
     def _newest_whole_checkpoint(self) -> str | CheckpointError:
         """The last checkpoint or, with a warning, the newest one before it that is not damaged."""
         last = self.get_checkpoint_file()
-        damage = {last: files.find_damage(last)}
+        damage = {last: run_files.find_damage(last)}
         if damage[last] is None:
             return last
-        for name in files.checkpoints_before(self.save_dir, os.path.basename(last)):
+        for name in run_files.checkpoints_before(self.save_dir, os.path.basename(last)):
             path = os.path.join(self.save_dir, name)
-            damage[path] = files.find_damage(path)
+            damage[path] = run_files.find_damage(path)
             if damage[path] is None:
                 logger.warning(
                     "The last checkpoint %s is damaged (%s): resuming from %s, the newest one that is whole.",
@@ -95,7 +95,7 @@ class UPDETRCheckpointer(DetectionCheckpointer):
         reasons = "; ".join(f"{path}: {reason}" for path, reason in damage.items())
         return CheckpointError(
             f"No checkpoint in OUTPUT_DIR '{self.save_dir}' can be resumed ({reasons}): bring a whole one back "
-            f"and name it in {files.LAST_CHECKPOINT}, or start again without --resume."
+            f"and name it in {run_files.LAST_CHECKPOINT}, or start again without --resume."
         )
 
     def load(self, path: str, *args, **kwargs) -> dict:

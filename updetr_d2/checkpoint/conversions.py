@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from updetr_d2.checkpoint import class_rows, layouts
+from updetr_d2.checkpoint import coco_head, layouts
 from updetr_d2.checkpoint.safe_loading import CheckpointError
 
 StateDict = dict[str, torch.Tensor]
@@ -255,18 +255,18 @@ def _mismatch_message(state: StateDict, source: str, report: ConversionReport) -
     )
 
 
-def _class_head(model: StateDict) -> tuple[str, class_rows.Rows]:
+def _class_head(model: StateDict) -> tuple[str, coco_head.Rows]:
     """Prefix of the class head in either layout, with its weight and bias (nothing if it is not whole)."""
     prefix = next((p for p in ("class_embed.", "detr.class_embed.") if f"{p}bias" in model), "")
     head = {name: model.get(f"{prefix}{name}") for name in ("weight", "bias")}
     return prefix, head if all(tensor is not None for tensor in head.values()) else {}
 
 
-def _keep_coco_rows(model: StateDict, report: ConversionReport) -> class_rows.Rows | None:
+def _keep_coco_rows(model: StateDict, report: ConversionReport) -> coco_head.Rows | None:
     prefix, head = _class_head(model)
     if not head:
         return None
-    kept, unused = class_rows.to_contiguous(head)
+    kept, unused = coco_head.to_contiguous(head)
     model.update({prefix + name: tensor for name, tensor in kept.items()})
     if unused is not None:
         report.notes.append(
@@ -280,11 +280,11 @@ def _keep_coco_rows(model: StateDict, report: ConversionReport) -> class_rows.Ro
     return unused
 
 
-def _restore_coco_rows(model: StateDict, unused: class_rows.Rows | None, report: ConversionReport) -> None:
+def _restore_coco_rows(model: StateDict, unused: coco_head.Rows | None, report: ConversionReport) -> None:
     prefix, head = _class_head(model)
     if not head:
         return
-    official = class_rows.to_official(head, unused)
+    official = coco_head.to_official(head, unused)
     model.update({prefix + name: tensor for name, tensor in official.items()})
     before, after = len(head["bias"]), len(official["bias"])
     if before != after:

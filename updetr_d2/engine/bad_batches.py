@@ -8,7 +8,7 @@ import torch
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from torch import Tensor, nn
 
-from updetr_d2.checkpoint.files import save_atomically
+from updetr_d2.checkpoint.run_files import save_atomically
 from updetr_d2.checkpoint.safe_loading import load_state_file
 from updetr_d2.engine.step_seed import seed_step
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from detectron2.utils import comm
 from torch import nn
 
-from updetr_d2.checkpoint.files import SaveError
+from updetr_d2.checkpoint.run_files import SaveError
 from updetr_d2.engine.bad_batches import save_bad_batch, save_weights
 
 logger = logging.getLogger(__name__)

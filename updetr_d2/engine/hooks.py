@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 
-from updetr_d2.checkpoint import files
+from updetr_d2.checkpoint import run_files
 from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
 from updetr_d2.data.dataset_mappers import build_mapper
 from updetr_d2.data.loading.build import build_test_loader
@@ -39,17 +39,17 @@ class CheckpointHook(HookBase):
 
     def before_train(self) -> None:
         if comm.is_main_process():
-            files.remove_unfinished(self.checkpointer.save_dir)
+            run_files.remove_unfinished(self.checkpointer.save_dir)
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
         if done % self.period == 0:
             try:
                 self.save_now()
-            except files.SaveError as error:
+            except run_files.SaveError as error:
                 logger.error("%s Training goes on, and the next checkpoint is tried when it is due.", error)
         if done >= self.trainer.max_iter:
-            self._save(files.FINAL_NAME)
+            self._save(run_files.FINAL_NAME)
 
     def save_now(self) -> None:
         """Save the checkpoint of the current iteration, unless that has been done; all processes take part.
@@ -60,10 +60,10 @@ class CheckpointHook(HookBase):
         iteration = self.trainer.iter
         if self._last_saved == iteration:
             return
-        self._save(files.numbered_name(iteration))
+        self._save(run_files.numbered_name(iteration))
         self._last_saved = iteration
         if self.keep and comm.is_main_process():
-            files.remove_old_checkpoints(self.checkpointer.save_dir, newest=iteration, keep=self.keep)
+            run_files.remove_old_checkpoints(self.checkpointer.save_dir, newest=iteration, keep=self.keep)
 
     def _save(self, name: str) -> None:
         states = comm.gather(self.trainer.data_loader.state_dict())

@@ -8,9 +8,9 @@ from updetr_d2.data.datasets.classes import class_names
 from updetr_d2.data.datasets.panoptic_classes import PANOPTIC_EVALUATOR
 from updetr_d2.data.oneshot.splits import class_split
 from updetr_d2.evaluation.coco_style_voc import build_voc_evaluator
-from updetr_d2.evaluation.oneshot_evaluation import OneShotEvaluator
-from updetr_d2.evaluation.panoptic_evaluation import build_panoptic_evaluator
-from updetr_d2.evaluation.query_patch_evaluation import QueryPatchEvaluator
+from updetr_d2.evaluation.oneshot import OneShotEvaluator
+from updetr_d2.evaluation.panoptic import build_panoptic_evaluator
+from updetr_d2.evaluation.query_patch import QueryPatchEvaluator
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:

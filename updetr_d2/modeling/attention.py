@@ -6,7 +6,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from updetr_d2.modeling.dropout import dropout
+from updetr_d2.modeling.fast.dropout import dropout
 
 __all__ = ["MultiheadAttention"]
 

@@ -14,7 +14,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 
-from updetr_d2.modeling.timm_folding import FoldedTimmNet
+from updetr_d2.modeling.fast.timm_folding import FoldedTimmNet
 
 __all__ = ["TimmBackbone", "build_backbone", "build_timm_backbone"]
 

@@ -12,7 +12,7 @@ from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, Bottlenec
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from updetr_d2.modeling.folding import FoldedConv2d
+from updetr_d2.modeling.fast.folding import FoldedConv2d
 
 __all__ = ["fuse_resnet_blocks"]
 

@@ -9,13 +9,13 @@ from torch.nn import functional as F
 
 from updetr_d2.modeling.backbone import build_backbone
 from updetr_d2.modeling.criterion import build_criterion
-from updetr_d2.modeling.folding import fold_frozen_batchnorm
+from updetr_d2.modeling.fast.folding import fold_frozen_batchnorm
 from updetr_d2.modeling.fused_resnet import fuse_resnet_blocks
 from updetr_d2.modeling.mlp import MLP
 from updetr_d2.modeling.position_encoding import SinePositionEncoding
 from updetr_d2.modeling.postprocessing import detector_postprocess
 from updetr_d2.modeling.targets import BatchTargets
-from updetr_d2.modeling.transformer import Transformer
+from updetr_d2.modeling.transformers.transformer import Transformer
 
 __all__ = ["DETR"]
 

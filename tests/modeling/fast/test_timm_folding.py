@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from updetr_d2.modeling.timm_folding import FoldedTimmNet, _fold_neighbours
+from updetr_d2.modeling.fast.timm_folding import FoldedTimmNet, _fold_neighbours
 
 timm = pytest.importorskip("timm")
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from updetr_d2.modeling.dropout import Dropout, dropout
+from updetr_d2.modeling.fast.dropout import Dropout, dropout
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])

@@ -12,7 +12,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from updetr_d2.evaluation import QueryPatchEvaluator
-from updetr_d2.evaluation.query_patch_evaluation import average_precision
+from updetr_d2.evaluation.query_patch import average_precision
 
 
 def coco_ap(boxes, predictions, scores):

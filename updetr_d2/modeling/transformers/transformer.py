@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from updetr_d2.modeling.attention import MultiheadAttention
-from updetr_d2.modeling.dropout import Dropout
+from updetr_d2.modeling.fast.dropout import Dropout
 
 
 class TransformerLayer(nn.Module):

@@ -10,7 +10,7 @@ from helpers import randomize_frozen_norms
 from torch import nn
 from torch.nn import functional as F
 
-from updetr_d2.modeling.folding import FoldedConv2d, fold_frozen_batchnorm
+from updetr_d2.modeling.fast.folding import FoldedConv2d, fold_frozen_batchnorm
 
 
 def network(bias: bool = False) -> nn.Module:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from updetr_d2.modeling.transformer import Transformer
+from updetr_d2.modeling.transformers.transformer import Transformer
 
 HEADS = 4
 

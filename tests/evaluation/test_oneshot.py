@@ -12,7 +12,7 @@ from voc_folder import write_voc_folder
 
 from updetr_d2.data.oneshot.splits import ClassSplit
 from updetr_d2.evaluation import OneShotEvaluator
-from updetr_d2.evaluation.oneshot_evaluation import QueryResult, coco_measures
+from updetr_d2.evaluation.oneshot import QueryResult, coco_measures
 
 NAMES = ["ant", "bee", "cat", "dog"]
 ANT, BEE, CAT, DOG = range(4)
@@ -152,9 +152,9 @@ def test_processes_together_measure_what_one_alone_does(dataset, monkeypatch):
         process(parts[i % 2], *answer)
     expected = whole.evaluate()
     gathered = [part._results for part in parts]
-    monkeypatch.setattr("updetr_d2.evaluation.oneshot_evaluation.comm.gather", lambda own: gathered)
+    monkeypatch.setattr("updetr_d2.evaluation.oneshot.comm.gather", lambda own: gathered)
     assert parts[0].evaluate() == expected
-    monkeypatch.setattr("updetr_d2.evaluation.oneshot_evaluation.comm.is_main_process", lambda: False)
+    monkeypatch.setattr("updetr_d2.evaluation.oneshot.comm.is_main_process", lambda: False)
     assert parts[1].evaluate() is None
 
 

@@ -20,7 +20,7 @@ from updetr_d2 import add_updetr_config
 from updetr_d2.data.datasets.names import ensure_registered
 from updetr_d2.data.datasets.panoptic_classes import PanopticClasses
 from updetr_d2.engine.preemption import StopSignals
-from updetr_d2.evaluation import build_evaluator, panoptic_evaluation
+from updetr_d2.evaluation import build_evaluator, panoptic
 
 HEIGHT, WIDTH = 24, 32
 CATEGORIES = [
@@ -115,7 +115,7 @@ def signalled_count(*args):
 
 def test_a_signal_to_all_processes_leaves_the_counting_alone(tmp_path, monkeypatch):
     """And the evaluation ends, inside of training as well, where processes may ignore the signal to end."""
-    monkeypatch.setattr(panoptic_evaluation, "pq_compute_single_core", signalled_count)
+    monkeypatch.setattr(panoptic, "pq_compute_single_core", signalled_count)
     with StopSignals():
         results = evaluate_truth(write_dataset(tmp_path, num_images=7), tmp_path / "out")
     assert results["panoptic_seg"]["PQ"] == pytest.approx(100)
@@ -136,7 +136,7 @@ def test_counts_of_the_parts_are_those_of_the_whole(tmp_path, monkeypatch):
     name = write_dataset(tmp_path, num_images=9)
     results = evaluate_truth(name, tmp_path / "out", lose_segments)["panoptic_seg"]
     rng = np.random.default_rng(0)
-    monkeypatch.setattr(panoptic_evaluation, "_count_segments", in_one_part)
+    monkeypatch.setattr(panoptic, "_count_segments", in_one_part)
     assert results == evaluate_truth(name, tmp_path / "out", lose_segments)["panoptic_seg"]
     assert 20 < results["PQ"] < 90
 
