@@ -14,7 +14,7 @@ READY := $(if $(OWN_PYTHON),.python,$(VENV)/.ready)
 DEMO_READY := $(if $(OWN_PYTHON),.python,$(VENV)/.demo-ready)
 # One process a core, one file a process; each works with one thread.
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
-SOURCES := updetr_d2 tools tests setup.py
+SOURCES := updetr_d2 tools demo benchmarks docs/figures tests setup.py
 
 .PHONY: help setup setup-demo quickstart demo figures test test-fast test-all docs-check lock lint format clean
 
@@ -47,7 +47,7 @@ demo: $(DEMO_READY)  ## try the quickstart's models in the browser
 	@$(RUN) tools/demo_app.py
 
 figures: $(DEMO_READY)  ## draw the pictures of the documentation anew, from the quickstart's models
-	@$(RUN) tools/make_figures.py
+	@$(RUN) docs/figures/make_figures.py
 
 test: $(READY)  ## all tests but the longest
 	$(PYTEST) -m "not long"

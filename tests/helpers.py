@@ -1,10 +1,7 @@
 """Small models and samples that the tests share: seconds on a CPU, no data set, no pre-trained weights."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import torch
@@ -18,21 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from updetr_d2 import add_updetr_config
+from updetr_d2.cli import train
 from updetr_d2.data.dataset_mappers.panoptic import PanopticDETRDatasetMapper
 
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
-
-
-def load_tool(name: str) -> ModuleType:
-    """A script of tools/ as a module, to run in this process; it finds its neighbours as always."""
-    spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(TOOLS))
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(TOOLS))
-    return module
 
 
 class PatchifyBackbone(Backbone):
@@ -233,7 +219,7 @@ def run_train_net(config, output, *options, flags=()):
     """
     command = ["--config-file", str(TOOLS.parent / "configs" / config), *flags, *map(str, options)]
     args = default_argument_parser().parse_args([*command, "OUTPUT_DIR", str(output)])
-    results = load_tool("train_net").main(args)
+    results = train.main(args)
     if args.eval_only:
         return results
     return {k: v for line in (output / "metrics.json").open() for k, v in json.loads(line).items()}

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 from detectron2.data import DatasetCatalog
-from helpers import load_tool, tiny_cfg
+from helpers import tiny_cfg
 from tiny_coco import forget_runs, write_tiny_coco
 
+from updetr_d2.cli import train
 from updetr_d2.utils.cache import CACHE_VARIABLE
 
 UPDETR, DETR, PANOPTIC, ONESHOT = "UPDETR", "DETR", "PanopticDETR", "OneShotDETR"
@@ -228,7 +229,7 @@ def start_and_train(root: Path, meta_architecture: str, options: list[str], monk
         *("DATASETS.ONESHOT.UNSEEN_CLASSES", ("dog",), "OUTPUT_DIR", str(root / "output")),
     )
     (root / "config.yaml").write_text(cfg.dump())
-    train_net = load_tool("train_net")
+    train_net = train
     monkeypatch.setattr(train_net, "default_setup", lambda *_: None)
     args = Namespace(config_file=str(root / "config.yaml"), opts=options, eval_only=False, resume=False)
     trainer = train_net.UPDETRTrainer(train_net.setup(args))

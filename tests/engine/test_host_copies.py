@@ -9,8 +9,8 @@ from helpers import random_sample, tiny_cfg, tiny_model
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarking.step import OurStep
-from benchmarking.timing import Clock
+from benchmarks.speed.step import OurStep
+from benchmarks.speed.timing import Clock
 
 # Operations whose result depends on values, so that the host waits for a device to know it.
 WAITING = {

@@ -9,8 +9,8 @@ import torch
 from detectron2.config import get_cfg
 from scipy.stats import ks_2samp
 
-from benchmarking.data import write_photos
-from benchmarking.reference_data import ReferenceMapper
+from benchmarks.speed.data import write_photos
+from benchmarks.speed.reference_data import ReferenceMapper
 from updetr_d2 import add_updetr_config
 from updetr_d2.data.dataset_mappers import QueryPatchDatasetMapper
 

@@ -1,0 +1,1 @@
+"""Pre-training against other starts with few labels, on data that anyone can make."""

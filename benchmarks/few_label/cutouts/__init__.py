@@ -1,0 +1,1 @@
+"""The Cutouts data set: real objects on real photographs."""

@@ -1,0 +1,190 @@
+"""The report of a run: one page that holds everything and asks for nothing, for every task, finished or not."""
+
+import base64
+import html
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from helpers import SMALL_PRETRAINING, TOOLS, tiny_cfg
+from PIL import Image
+
+from updetr_d2.cli import report
+
+METRICS = {
+    "UPDETR": ("query_patch/AP", "loss_feature"),
+    "DETR": ("bbox/AP", "loss_bbox"),
+    "PanopticDETR": ("panoptic_seg/PQ", "loss_mask"),
+    "OneShotDETR": ("oneshot/unseen_AP50", "loss_ce"),
+}
+
+
+class Page(HTMLParser):
+    """The rows of all tables, the sources of images and every address that a browser would ask for."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.rows, self.images, self.addresses, self.tags, self._cell = [], [], [], set(), None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        values = dict(attrs)
+        if tag == "img":
+            self.images.append(values["src"])
+        self.addresses += [
+            values[name] for name in ("src", "href", "data", "action", "srcset") if name in values
+        ]
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self._cell = ""
+
+    def handle_data(self, data):
+        if self._cell is not None:
+            self._cell += data
+
+    def handle_endtag(self, tag):
+        if tag in ("td", "th"):
+            self.rows[-1].append(self._cell.strip())
+            self._cell = None
+
+    def pictures(self) -> list[Image.Image]:
+        return [Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) for source in self.images]
+
+
+@pytest.fixture(name="tool", scope="module")
+def _tool():
+    return report
+
+
+def make_run(folder, kind, values=(1.0, 2.0), **options):
+    """A folder as a run of ``kind`` leaves it; ``values`` are those of its metric at each evaluation."""
+    folder.mkdir(parents=True)
+    settings = ["SOLVER.MAX_ITER", 40, "DATASETS.TEST", ("val",)]
+    (folder / "config.yaml").write_text(tiny_cfg(kind, *settings).dump())
+    metric, loss = METRICS[kind]
+    lines = []
+    for i, value in enumerate(values, start=1):
+        lines.append({"iteration": 10 * i - 1, "total_loss": 9.0 / i, loss: 5.0 / i, "lr": 0.1})
+        lines.append(
+            {"iteration": 10 * i, metric: value, f"{metric}-cat": value / 2, "bbox/APl": float("nan")}
+        )
+    (folder / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@pytest.mark.parametrize("kind", METRICS)
+def test_runs_of_every_task_are_told_in_one_page(tool, tmp_path, kind):
+    a = make_run(tmp_path / "a", kind)
+    b = make_run(tmp_path / "b", kind, values=(3.25, 4.5))
+    pixels = np.zeros((40, 1500, 3), np.uint8)
+    pixels[:, :750] = (200, 30, 90)
+    (b / "pictures").mkdir()
+    Image.fromarray(pixels).save(b / "pictures/0.png")
+    (b / "model_final.pth").touch()
+    assert tool.main([str(a), str(b), "--output", str(tmp_path / "out/page.html")]) == 0
+    page = Page((tmp_path / "out/page.html").read_text())
+
+    assert [kind, "val", "unfinished: 20 of 40 iterations"] == [page.rows[1][i] for i in (1, 3, 4)]
+    assert page.rows[2][4] == "finished: 40 iterations"
+    metric = METRICS[kind][0]
+    assert [metric, "2", "4.5"] in page.rows
+    assert [f"{metric}-cat", "1", "2.25"] in page.rows
+    assert ["bbox/APl", "–", "–"] in page.rows  # nothing to measure
+    curves, picture = page.pictures()
+    assert curves.format == "PNG" and len(curves.convert("L").getcolors()) > 20
+    assert picture.width == 960
+    assert np.abs(np.array(picture)[5, 100].astype(int) - (200, 30, 90)).max() < 10
+
+
+def test_the_page_asks_for_nothing(tool, tmp_path):
+    run = make_run(tmp_path / "run", "DETR")
+    assert tool.main([str(run)]) == 0
+    text = (run / "report.html").read_text()
+    page = Page(text)
+    assert page.addresses and all(address.startswith("data:image/") for address in page.addresses)
+    assert not page.tags & {"script", "link", "iframe"}
+    assert "url(" not in text and "@import" not in text
+
+
+def test_everything_that_a_run_says_is_text(tool, tmp_path):
+    """Names and values with markup in them cannot become markup."""
+    evil = '<script>alert("1")</script>'
+    run = make_run(tmp_path / "run", "DETR")
+    config = (run / "config.yaml").read_text().replace("- val", f"- '{evil}'")
+    (run / "config.yaml").write_text(config)
+    line = {"iteration": 30, f"bbox/{evil}": 1.0}
+    (run / "metrics.json").write_text((run / "metrics.json").read_text() + json.dumps(line) + "\n")
+    options = f"opts=['SEED', '{evil}']"
+    (run / "log.txt").write_text(
+        f"[11/24 10:00:00] d2 INFO: Command line arguments: Namespace(config_file='{evil}', {options})\n"
+    )
+    assert tool.main([str(run), "--labels", evil, "--title", evil]) == 0
+    text = (run / "report.html").read_text()
+    assert "<script" not in text
+    assert (
+        text.count(html.escape(evil, quote=False))
+        + text.count(str(html.escape(evil).replace("&quot;", "&#34;")))
+        >= 6
+    )
+
+
+def test_a_run_that_has_not_logged_yet_has_a_page(tool, tmp_path):
+    run = make_run(tmp_path / "run", "UPDETR", values=())
+    assert tool.main([str(run)]) == 0
+    text = (run / "report.html").read_text()
+    assert "unfinished: 0 of 40 iterations" in text and "Nothing has been evaluated yet." in text
+    assert Page(text).images == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "nowhere is no OUTPUT_DIR of a run"),
+        (["run", "run"], "as many different labels"),
+        (["run", "--labels", "a", "b"], "as many different labels"),
+    ],
+)
+def test_mistakes_are_answered_in_a_sentence(tool, tmp_path, monkeypatch, capsys, arguments, message):
+    make_run(tmp_path / "run", "DETR")
+    monkeypatch.chdir(tmp_path)
+    assert tool.main([*arguments, "--output", "page.html"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+    assert not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.slow
+def test_a_real_run_is_told_with_its_command(tool, tmp_path):
+    """Two iterations of pre-training: what was changed, what was found, pictures, environment."""
+    (tmp_path / "photos").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        noise = Image.fromarray(rng.integers(256, size=(8, 8, 3), dtype=np.uint8))
+        noise.resize((96, 64), Image.Resampling.BICUBIC).save(tmp_path / "photos" / f"{i}.jpg")
+    data = f'("folder:{tmp_path / "photos"}",)'
+    recipe = "configs/pretrain/updetr_r50_imagenet_60ep.yaml"
+    options = ["DATASETS.TRAIN", data, "DATASETS.TEST", data, "OUTPUT_DIR", str(tmp_path / "run")]
+    options += [*SMALL_PRETRAINING, "SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2"]
+    command = [sys.executable, str(TOOLS / "train_net.py"), "--config-file", recipe, *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "UPDETR_D2_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(command, cwd=TOOLS.parent, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+    assert tool.main([str(tmp_path / "run")]) == 0
+    text = (tmp_path / "run/report.html").read_text()
+    page = Page(text)
+    assert "finished: 2 iterations" in text
+    assert [row for row in page.rows if row[0] == "query_patch/AP50"]
+    assert ["SOLVER.MAX_ITER", "0", "2"] in page.rows
+    assert [row for row in page.rows if row[0] == "PyTorch"]
+    assert len(page.pictures()) >= 2  # curves and what was found
+    told = html.unescape(re.search(r"<pre>(python .*?)</pre>", text, flags=re.DOTALL)[1])
+    assert recipe in told and f"'{data}'" in told

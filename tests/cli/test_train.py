@@ -1,0 +1,28 @@
+"""What the command line does around training: the run's config.yaml, weights that do not fit."""
+
+import logging
+
+import pytest
+import torch
+from helpers import tiny_cfg, tiny_model
+
+from updetr_d2.cli import train
+from updetr_d2.engine.trainer import kept_config
+
+
+def test_the_config_of_a_run_stays_until_another_run_begins(tmp_path):
+    for there in (False, True):
+        with kept_config(str(tmp_path)):
+            (tmp_path / "config.yaml").write_text("of a later start" if there else "of the run")
+        assert (tmp_path / "config.yaml").read_text() == "of the run"
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_an_evaluation_says_that_weights_are_random(tmp_path, caplog, monkeypatch, fits):
+    train_net = train
+    monkeypatch.setattr(train_net.UPDETRTrainer, "test", lambda cfg, model: {})
+    torch.save({"model": tiny_model("DETR" if fits else "UPDETR").state_dict()}, tmp_path / "model.pth")
+    cfg = tiny_cfg("DETR", "MODEL.WEIGHTS", str(tmp_path / "model.pth"), "OUTPUT_DIR", str(tmp_path))
+    with caplog.at_level(logging.WARNING, "updetr_d2"):
+        train_net.evaluate(cfg, resume=False)
+    assert ("class_embed.weight, are not in MODEL.WEIGHTS" in caplog.text) != fits

@@ -1,0 +1,1 @@
+"""The commands: ``updetr NAME`` and ``tools/`` call the same functions."""

@@ -1,0 +1,208 @@
+"""Run a trained model on images: pictures of what it finds, and its predictions in COCO's results format.
+
+    python tools/demo.py --config-file output/run/config.yaml --output output/demo photos/ 'more/*.jpg' one.png \\
+        MODEL.WEIGHTS output/run/model_final.pth
+
+IMAGES are files, folders (with their sub-folders) and patterns (quote them; ** reaches into sub-folders). A
+pre-trained UPDETR looks for patches, each a whole image or a box (pixels, X0 Y0 X1 Y1) of one:
+
+    python tools/demo.py --config-file configs/pretrain/... --query-image dog.jpg --query-box 10 20 90 120 \\
+        --output output/demo photos/ MODEL.WEIGHTS output/pretrain/model_final.pth
+
+A OneShotDETR looks for objects of the class that the patches show, several of them being views of one class.
+
+The output folder gets
+    pictures/         one for each image; panoptic/ as well from a PanopticDETR
+    images.json       in COCO's annotation format: a running id, from 1, and the file of each image; categories
+    predictions.json  in COCO's results format: image_id of images.json, category_id of the data set (DATASETS.TEST
+                      names it; contiguous class ids from 0 if it is not there), bbox X, Y, width, height in
+                      pixels, score. For patches category_id counts the queries from 1.
+so that pycocotools reads it with COCO("images.json").loadRes("predictions.json"). Images that cannot be read are
+skipped and counted.
+"""
+
+import argparse
+import glob
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from detectron2.config import CfgNode, get_cfg
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.utils.logger import setup_logger
+from tqdm import tqdm
+
+from updetr_d2.data.datasets.image_folder import load_image_folder
+from updetr_d2.data.transforms.image_io import UnusableImageError, read_image_rgb
+from updetr_d2.inference.predictor import Predictor, cut_query_patch, setup_inference_config
+from updetr_d2.inference.results import Findings, PredictedClasses, find_classes, find_objects, find_patches
+from updetr_d2.visualization.boxes import save_picture
+
+
+def list_images(arguments: Sequence[str]) -> list[str]:
+    """Files of the images that files, folders and patterns name, in that order and each once.
+
+    Raises:
+        ValueError: for a name that is nothing of these.
+    """
+    files: dict[str, None] = {}
+    for argument in arguments:
+        if os.path.isdir(argument):
+            files |= dict.fromkeys(item["file_name"] for item in load_image_folder(argument))
+            continue
+        matches = [argument] if os.path.isfile(argument) else sorted(glob.glob(argument, recursive=True))
+        matches = [match for match in matches if os.path.isfile(match)]
+        if not matches:
+            raise ValueError(f"{argument} is no file, folder or pattern of files that exist.")
+        files |= dict.fromkeys(matches)
+    if not files:
+        raise ValueError("Name images: files, folders or patterns.")
+    return list(files)
+
+
+def cut_query_patches(images: Sequence[str], boxes: Sequence[Sequence[int]], cfg: CfgNode) -> np.ndarray:
+    """RGB uint8 ``[m, size, size, 3]``, one patch for each query.
+
+    Args:
+        images: files; one for each box, or one for all boxes.
+        boxes: XYXY in pixels; none for whole images.
+        cfg: of the model, which says how patches are cut and how many it takes.
+
+    Raises:
+        ValueError: if the numbers do not fit or a box is not inside its image.
+    """
+    if boxes and len(images) not in (1, len(boxes)):
+        raise ValueError(f"{len(images)} --query-image and {len(boxes)} --query-box do not fit together.")
+    count = max(len(images), len(boxes))
+    if cfg.MODEL.META_ARCHITECTURE == "UPDETR" and count > cfg.MODEL.UPDETR.NUM_PATCHES:
+        raise ValueError(
+            f"The model looks for 1 to {cfg.MODEL.UPDETR.NUM_PATCHES} patches at a time "
+            f"(MODEL.UPDETR.NUM_PATCHES), {count} are named with --query-image."
+        )
+    patches = []
+    for i in range(count):
+        file_name = images[min(i, len(images) - 1)]
+        try:
+            patches.append(cut_query_patch(read_image_rgb(file_name), boxes[i] if boxes else None, cfg))
+        except ValueError as error:
+            raise ValueError(f"--query-box of {file_name}: {error}") from error
+    return np.stack(patches)
+
+
+def prepare(
+    cfg: CfgNode, args: argparse.Namespace
+) -> tuple[Callable[[np.ndarray, float], Findings], list[dict], Callable[[int], int]]:
+    """Load the model and what it looks for.
+
+    Returns:
+        function (image, threshold) -> findings; categories of the results; function from the class of an
+        instance to the id of its category.
+    """
+    kind = cfg.MODEL.META_ARCHITECTURE
+    find = {"UPDETR": find_patches, "OneShotDETR": find_objects}.get(kind)
+    if find is None:
+        if args.query_image:
+            raise ValueError(
+                f"--query-image is for UPDETR and OneShotDETR; {kind} finds the classes it has learnt."
+            )
+        classes, predictor = PredictedClasses(cfg), Predictor(cfg)
+        categories = classes.categories(getattr(predictor.model, "num_classes", 0))
+        return partial(find_classes, predictor, classes), categories, classes.category_id
+    if not args.query_image:
+        raise ValueError(f"{kind} needs --query-image: what to look for.")
+    patches = cut_query_patches(args.query_image, args.query_box, cfg)
+    names = [f"patch {i + 1}" for i in range(len(patches))] if kind == "UPDETR" else ["query"]
+    categories = [{"id": i, "name": name} for i, name in enumerate(names, start=1)]
+    return partial(find, Predictor(cfg), patches), categories, lambda class_id: class_id + 1
+
+
+def run(cfg: CfgNode, args: argparse.Namespace, files: Sequence[str]) -> tuple[int, int]:
+    """Go through the images and write everything; returns the numbers of images done and skipped."""
+    find, categories, category_id = prepare(cfg, args)
+    output = Path(args.output)
+    images, results, skipped, used_names = [], [], 0, set()
+    for image_id, file_name in enumerate(tqdm(files, unit="image"), start=1):
+        try:
+            image = read_image_rgb(file_name)
+        except UnusableImageError as error:
+            tqdm.write(f"skipped {error}", file=sys.stderr)
+            skipped += 1
+            continue
+        found = find(image, args.score_threshold)
+        name = Path(file_name).stem
+        while name in used_names:  # of another folder, or with another extension
+            name = f"{name}_{image_id}"
+        used_names.add(name)
+        for kind, picture in found.pictures.items():
+            save_picture(picture, str(output / kind / f"{name}.jpg"))
+        height, width = image.shape[:2]
+        images.append({"id": image_id, "file_name": file_name, "width": width, "height": height})
+        for result in instances_to_coco_json(found.instances, image_id):
+            results.append({**result, "category_id": category_id(result["category_id"])})
+    output.mkdir(parents=True, exist_ok=True)
+    listing = {"info": {}, "images": images, "categories": categories, "annotations": []}
+    (output / "images.json").write_text(json.dumps(listing))
+    (output / "predictions.json").write_text(json.dumps(results))
+    return len(images), skipped
+
+
+def split_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Images, then the KEY VALUE pairs from the first name on that is a config key and no file."""
+    sections = get_cfg()
+    for i, argument in enumerate(arguments):
+        if argument.split(".")[0] in sections and not os.path.exists(argument):
+            return list(arguments[:i]), list(arguments[i:])
+    return list(arguments), []
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, help="config of the model")
+    parser.add_argument("--output", default="output/demo", help="folder to write to (default: %(default)s)")
+    parser.add_argument(
+        "--score-threshold",
+        type=float,
+        default=0.5,
+        metavar="P",
+        help="leave out detections below it, 0 to 1 (default: %(default)s)",
+    )
+    parser.add_argument("--query-image", action="append", default=[], help="image to find; repeat for more")
+    parser.add_argument(
+        "--query-box",
+        action="append",
+        default=[],
+        nargs=4,
+        type=int,
+        metavar=("X0", "Y0", "X1", "Y1"),
+        help="part of the query image: one for each --query-image, or several of a single one",
+    )
+    parser.add_argument(
+        "arguments",
+        nargs="*",
+        metavar="IMAGES | KEY VALUE",
+        help="files, folders and patterns of images; then config values that override the file's",
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 1 if no image could be used."""
+    args = get_parser().parse_intermixed_args(argv)
+    setup_logger(name="updetr_d2")
+    try:
+        inputs, options = split_options(args.arguments)
+        files = list_images(inputs)
+        cfg = setup_inference_config(args.config_file, options)
+        done, skipped = run(cfg, args, files)
+    except (ValueError, OSError, UnusableImageError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{done} images done, {skipped} skipped; see {args.output}")
+    return 0 if done else 1

@@ -1,0 +1,124 @@
+"""Write a trained DETR as an ONNX file that takes any batch and any image size.
+
+    python tools/export.py --config-file output/run/config.yaml --output detr.onnx \\
+        MODEL.WEIGHTS output/run/model_final.pth
+
+Inputs:
+    images  float32 [batch, 3, height, width], 0-255, channels in INPUT.FORMAT, not normalised; smaller images
+            of a batch stand in the upper left corner, what is beside them does not matter
+    sizes   int64 [batch, 2], height and width of each image without padding
+Outputs:
+    logits  float32 [batch, queries, classes + 1]; softmax over the last axis, whose last entry is "no object"
+    boxes   float32 [batch, queries, 4]; centre x, centre y, width, height as fractions of the image
+
+Resize as in training first (INPUT.MIN_SIZE_TEST, INPUT.MAX_SIZE_TEST). The file's metadata hold the channel
+order, those sizes, the class names where known, and the number that height and width must be multiples of.
+Needs torch >= 2.6, onnx and onnxscript. Of a PanopticDETR the boxes can be exported (MODEL.META_ARCHITECTURE
+DETR), a UPDETR not at all.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils.logger import setup_logger
+from torch import Tensor, nn
+
+from updetr_d2.inference.predictor import load_trained_model, setup_inference_config
+from updetr_d2.inference.results import PredictedClasses
+from updetr_d2.modeling.meta_arch import DETR
+
+# Size (px) of the example that the graph is recorded with; all others work, too.
+EXAMPLE_SIZE = (128, 160)
+
+
+class TensorDETR(nn.Module):
+    """:meth:`DETR.forward_tensors` as the forward pass of a module."""
+
+    def __init__(self, model: DETR) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+        return self.model.forward_tensors(images, sizes)
+
+
+def export_onnx(model: DETR, path: str, *, metadata: dict[str, str] | None = None) -> None:
+    """Write ``model`` as ONNX, see the head of this file.
+
+    Args:
+        model: a plain DETR on any device; it is moved to the CPU and put in evaluation mode.
+        path: file to write.
+        metadata: written into the file as they are.
+
+    Raises:
+        ValueError: for a model of another kind.
+    """
+    if type(model) is not DETR:
+        raise ValueError(
+            f"Only MODEL.META_ARCHITECTURE DETR can be exported, not {type(model).__name__}; of a PanopticDETR "
+            "the boxes can, with MODEL.META_ARCHITECTURE DETR."
+        )
+    divisor = max(model.backbone.size_divisibility, 1)
+    wrapper = TensorDETR(model.cpu()).eval()
+    height, width = (side - side % -divisor for side in EXAMPLE_SIZE)
+    # Different sizes in the example, so that nothing of it is taken for a constant.
+    examples = (
+        torch.zeros(2, 3, height, width),
+        torch.tensor([[height, width // 2], [height // 2, width]]),
+    )
+    dynamic = torch.export.Dim.DYNAMIC
+    with torch.no_grad():
+        program = torch.onnx.export(
+            wrapper,
+            examples,
+            dynamo=True,
+            verbose=False,
+            input_names=["images", "sizes"],
+            output_names=["logits", "boxes"],
+            dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic}, {0: dynamic}),
+        )
+    program.model.metadata_props.update({"size_divisibility": str(divisor), **(metadata or {})})
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    program.save(path)
+
+
+def describe(cfg: CfgNode) -> dict[str, str]:
+    """What a user of the file has to know of the config."""
+    classes = PredictedClasses(cfg).names
+    return {
+        "input_format": cfg.INPUT.FORMAT,
+        "min_size_test": str(cfg.INPUT.MIN_SIZE_TEST),
+        "max_size_test": str(cfg.INPUT.MAX_SIZE_TEST),
+        **({"classes": json.dumps(classes)} if classes else {}),
+    }
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, help="config of the trained model")
+    parser.add_argument("--output", default="model.onnx", help="file to write (default: %(default)s)")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config values that override the file's")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    args = get_parser().parse_intermixed_args(argv)
+    setup_logger(name="updetr_d2")
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it warns of every weight that it does not fold
+    try:
+        cfg = setup_inference_config(args.config_file, ["MODEL.DEVICE", "cpu", *args.opts])
+        export_onnx(load_trained_model(cfg), args.output, metadata=describe(cfg))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"wrote {args.output}")
+    return 0

@@ -1,0 +1,175 @@
+"""Pack images into tar shards that DATASETS.TRAIN takes as "shards:DIR/{000000..000099}.tar".
+
+    python tools/pack_shards.py /data/photos /data/shards
+    python tools/pack_shards.py imagenet_train_unlabeled coco_2017_train /data/shards --shard-mb 500
+
+The files go in as they are, in random order, so that each shard is a sample of the whole. Beside each shard
+lies its index (NAME.tar.index.npz); sources.tsv tells which file became which member. Labels are not packed.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from detectron2.utils.file_io import PathManager
+from tqdm import tqdm
+from webdataset import ShardWriter
+
+import updetr_d2  # noqa: F401  (registers the data sets)
+from updetr_d2.data.datasets.names import load_dataset_dicts
+from updetr_d2.data.datasets.shard_index import PREFIX, write_index_beside
+from updetr_d2.data.transforms.image_io import UnusableImageError, read_image_rgb
+
+MEGABYTE = 1_000_000
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "sources", nargs="+", metavar="SOURCE", help="folder, or name of a data set as in DATASETS.TRAIN"
+    )
+    parser.add_argument("output", metavar="DIR", help="folder for the shards, new or empty")
+    parser.add_argument("--shard-mb", type=float, default=1000, help="begin a new shard at this size (MB)")
+    parser.add_argument("--shard-images", type=int, default=10_000, help="and at this number of images")
+    parser.add_argument("--seed", type=int, default=0, help="of the order; -1 keeps that of the source")
+    parser.add_argument("--check", action="store_true", help="decode each image and leave out damaged ones")
+    return parser
+
+
+class PartialShards:
+    """Gives each shard its name only when it is complete, so that a crash leaves no half one behind.
+
+    Args:
+        folder: for the shards.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.shards: list[Path] = []
+
+    def open(self, name: str) -> BinaryIO:
+        """Open the shard ``name`` under a temporary name."""
+        self._file = open(self.folder / f"{name}.part", "wb")  # noqa: SIM115  (closed when complete)
+        return self._file
+
+    def complete(self, name: str) -> None:
+        """Close the shard, name it and write its index."""
+        self._file.close()
+        shard = self.folder / name
+        os.replace(self._file.name, shard)
+        write_index_beside(str(shard))
+        self.shards.append(shard)
+
+
+def pack(
+    dataset: Sequence[dict],
+    folder: Path,
+    *,
+    max_bytes: float,
+    max_images: int,
+    seed: int = 0,
+    check: bool = False,
+) -> tuple[list[Path], dict[str, str]]:
+    """Pack the images of a data set.
+
+    Args:
+        dataset: dicts with ``file_name``.
+        folder: for the shards; exists.
+        max_bytes, max_images: a new shard begins when one has reached either.
+        seed: of the order; negative keeps that of ``dataset``.
+        check: decode each image and leave out what training could not use.
+
+    Returns:
+        the shards, and the files left out with reasons.
+    """
+    order = range(len(dataset)) if seed < 0 else np.random.default_rng(seed).permutation(len(dataset))
+    left_out: dict[str, str] = {}
+    partial = PartialShards(folder)
+    writer = None
+    with open(folder / "sources.tsv", "w", encoding="ascii") as sources:
+        for number, (name, content) in enumerate(_read_all(dataset, order, left_out, check=check)):
+            if writer is None:  # not before there is something to write
+                writer = ShardWriter(
+                    "%06d.tar",
+                    maxcount=max_images,
+                    maxsize=max_bytes,
+                    opener=partial.open,
+                    post=partial.complete,
+                    verbose=0,
+                    encoder=False,
+                    mtime=0,
+                )
+            # Numbers instead of the names: these may be too long for the tar format, or have dots, at which
+            # WebDataset ends the key of a sample.
+            key, extension = f"{number:010d}", _extension(name)
+            writer.write({"__key__": key, extension: content})
+            member = f"{Path(writer.fname).name}::{key}.{extension}"
+            sources.write(f"{member}\t{json.dumps(name)}\n")
+    if writer is not None:
+        writer.close()
+    return partial.shards, left_out
+
+
+def _read_all(
+    dataset: Sequence[dict], order: Sequence[int], left_out: dict[str, str], *, check: bool
+) -> Iterator[tuple[str, bytes]]:
+    """Give names and contents of the files; those that cannot be used go to ``left_out``."""
+    for index in tqdm(order, unit=" images", disable=None):
+        name = str(dataset[int(index)]["file_name"])
+        try:
+            with PathManager.open(name, "rb") as file:
+                content = file.read()
+            if not content:
+                raise UnusableImageError(name, "is empty")
+            if check:
+                read_image_rgb(name)
+        except UnusableImageError as error:
+            left_out[name] = error.reason
+        except OSError as error:
+            left_out[name] = error.strerror or str(error)
+        else:
+            yield name, content
+
+
+def _extension(name: str) -> str:
+    if name.startswith(PREFIX):  # a member of a shard: what follows # is its place
+        name = name.rpartition("#")[0]
+    return os.path.splitext(name)[1].lstrip(".").lower()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = get_parser().parse_args(arguments)
+    if args.shard_mb <= 0 or args.shard_images < 1:
+        sys.exit("--shard-mb and --shard-images must be positive.")
+    folder = Path(args.output)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        sys.exit(f"{folder} is not an empty folder: old and new shards would be mixed up.")
+    names = [f"folder:{source}" if os.path.isdir(source) else source for source in args.sources]
+    try:
+        dataset = load_dataset_dicts(names, filter_empty=False, key="SOURCE")
+        folder.mkdir(parents=True, exist_ok=True)
+        shards, left_out = pack(
+            dataset,
+            folder,
+            max_bytes=args.shard_mb * MEGABYTE,
+            max_images=args.shard_images,
+            seed=args.seed,
+            check=args.check,
+        )
+    except (ValueError, OSError) as error:
+        sys.exit(f"pack_shards: {error}")
+    for name, reason in left_out.items():
+        print(f"left out {name}: {reason}", file=sys.stderr)
+    if not shards:
+        sys.exit("pack_shards: no image could be read.")
+    print(f"{len(dataset) - len(left_out)} images in {len(shards)} shards, {len(left_out)} files left out")
+    span = shards[0].name if len(shards) == 1 else f"{{{shards[0].stem}..{shards[-1].stem}}}.tar"
+    print(f"DATASETS.TRAIN \"('shards:{folder.absolute() / span}',)\"")

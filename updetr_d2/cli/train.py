@@ -1,0 +1,90 @@
+"""Pre-train, fine-tune or evaluate a model: Detectron2's command line, for all tasks of updetr_d2.
+
+    python tools/train_net.py --config-file configs/pretrain/updetr_r50_imagenet_60ep.yaml --num-gpus 8 \\
+        DATASETS.TRAIN '("folder:/data/photos",)' DATASETS.TEST '("folder:/data/others",)' OUTPUT_DIR output/photos
+
+``--resume`` continues an interrupted run; SIGTERM and Ctrl-C save a checkpoint and exit with code 75.
+``--eval-only`` evaluates MODEL.WEIGHTS (or, with ``--resume``, the last checkpoint).
+``torchrun --nproc_per_node 8 tools/train_net.py ...`` works as well.
+"""
+
+import logging
+import sys
+from argparse import Namespace
+
+from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import default_argument_parser, default_setup
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from updetr_d2 import add_updetr_config
+from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
+from updetr_d2.checkpoint.run_files import check_writable
+from updetr_d2.config.checks import check_config
+from updetr_d2.config.files import find_config_file
+from updetr_d2.data.datasets.classes import derive_num_classes
+from updetr_d2.data.datasets.names import ensure_registered
+from updetr_d2.engine.launch import launch
+from updetr_d2.engine.trainer import UPDETRTrainer, kept_config
+
+logger = logging.getLogger("updetr_d2")
+
+
+def setup(args: Namespace) -> CfgNode:
+    """Read and check the config, start logging, register the data sets that it names."""
+    cfg = get_cfg()
+    add_updetr_config(cfg)
+    cfg.merge_from_file(find_config_file(args.config_file))
+    try:
+        cfg.merge_from_list(args.opts)
+    except ValueError as error:  # yacs's, of a value of another type
+        if "tuple" not in str(error):
+            raise
+        raise ValueError(
+            f"{error}; a tuple of one name has a comma: DATASETS.TRAIN \"('NAME',)\"."
+        ) from error
+    check_config(cfg)
+    if comm.is_main_process():
+        check_writable(cfg.OUTPUT_DIR)
+    with kept_config(cfg.OUTPUT_DIR):
+        default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="updetr_d2")
+    # After the logging has started, so that problems of the data sets are in the log.
+    dataset_names = cfg.DATASETS.TEST if args.eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    ensure_registered(dataset_names)
+    cfg = derive_num_classes(cfg, dataset_names)
+    cfg.freeze()
+    return cfg
+
+
+def evaluate(cfg: CfgNode, resume: bool) -> dict:
+    model = UPDETRTrainer.build_model(cfg)
+    checkpointer = UPDETRCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    if random := checkpointer.parameters_not_loaded():
+        logger.warning(
+            "%d parameters, such as %s, are not in MODEL.WEIGHTS '%s': their random values are evaluated.",
+            *(len(random), random[0], checkpointer.resumed_from or cfg.MODEL.WEIGHTS),
+        )
+    results = UPDETRTrainer.test(cfg, model)
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return results
+
+
+def main(args: Namespace) -> dict | None:
+    cfg = setup(args)
+    if args.eval_only:
+        return evaluate(cfg, args.resume)
+    trainer = UPDETRTrainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+def run(argv: list[str] | None = None) -> None:
+    """Run the command line, in as many processes as it asks for."""
+    arguments = default_argument_parser(__doc__).parse_args(argv)
+    if not arguments.config_file:
+        sys.exit("Name a config with --config-file; configs/ holds one for each recipe.")
+    launch(main, arguments)
