@@ -17,7 +17,7 @@ COLORS = {"bird": (255, 0, 0), "fruit": (0, 255, 0), "fish": (0, 0, 255)}
 
 
 @pytest.fixture(name="packages", scope="module")
-def _packages(tmp_path_factory, _path) -> Path:
+def _packages(tmp_path_factory) -> Path:
     """The packages' folders with flat stamps and photographs, so that nothing is fetched."""
     from benchmarks.few_label.cutouts import catalog
 

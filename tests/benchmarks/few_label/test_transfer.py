@@ -76,7 +76,7 @@ def test_scratch_and_pretrained_differ_in_nothing_but_where_they_start(tool, com
         ("output/cutouts/scratch_500_seed3", "output/cutouts/updetr_500_seed3"),
     ]
     assert [Path(command[0]).name for command in commands] == [
-        *("make_cutouts.py", "convert_weights.py", "train_net.py", "train_net.py", "train_net.py")
+        *("-m", "convert_weights.py", "train_net.py", "train_net.py", "train_net.py")
     ]
 
 
