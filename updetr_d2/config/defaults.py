@@ -116,6 +116,37 @@ def _add_model_config(cfg: CN) -> None:
     # Refuse to start when MODEL.WEIGHTS holds nothing of the transformer.
     cfg.MODEL.DETR.REQUIRE_PRETRAINED_TRANSFORMER = False
 
+    # --- Transformer (a registry: Transformer is DETR's) ---
+    cfg.MODEL.TRANSFORMER = CN()
+    # Transformer, DeformableTransformer (Deformable DETR) or DINOTransformer (DINO).
+    cfg.MODEL.TRANSFORMER.NAME = "Transformer"
+
+    # --- Multi-scale deformable transformers (Deformable DETR, arXiv 2010.04159; DINO, arXiv 2203.03605) ---
+    cfg.MODEL.DEFORMABLE = CN()
+    # Backbone features that the transformer sees, the finest first; further levels are made of the last one.
+    cfg.MODEL.DEFORMABLE.IN_FEATURES = ("res3", "res4", "res5")
+    # Number of levels, at least that of IN_FEATURES.
+    cfg.MODEL.DEFORMABLE.NUM_LEVELS = 4
+    # Points that each attention head looks at in each level.
+    cfg.MODEL.DEFORMABLE.NUM_POINTS = 4
+    # Each decoder layer corrects the boxes of the one before.
+    cfg.MODEL.DEFORMABLE.BOX_REFINE = False
+    # The encoder's tokens propose the first boxes; needs BOX_REFINE.
+    cfg.MODEL.DEFORMABLE.TWO_STAGE = False
+    # Queries of two stages: positions from the proposals, contents learned (DINO).
+    cfg.MODEL.DEFORMABLE.MIXED_SELECTION = False
+    # The loss of a layer's boxes reaches the layer before (DINO).
+    cfg.MODEL.DEFORMABLE.LOOK_FORWARD_TWICE = False
+
+    # --- Contrastive denoising (DINO, Section 3.3), for two stages and focal loss ---
+    cfg.MODEL.DENOISING = CN()
+    # Noised ground-truth boxes that training gives the decoder beside the queries, in all; 0 turns it off.
+    cfg.MODEL.DENOISING.NUM_QUERIES = 0
+    # Share of labels that are noised; half of them get a random class.
+    cfg.MODEL.DENOISING.LABEL_NOISE = 0.5
+    # Largest shift of a corner of a positive box, in half sides of the box; negatives move up to twice as far.
+    cfg.MODEL.DENOISING.BOX_NOISE = 1.0
+
     # --- UP-DETR pre-training (paper, Section 3) ---
     cfg.MODEL.UPDETR = CN()
     # Query patches M per image; must divide MODEL.DETR.NUM_QUERIES. 1 is the single-query version.
@@ -143,6 +174,13 @@ def _add_model_config(cfg: CN) -> None:
 
     cfg.MODEL.CRITERION = CN()
     cfg.MODEL.CRITERION.NAME = "SetCriterion"
+    # Terms of the loss, each computed where the model has what it needs; LOSS_REGISTRY takes others.
+    cfg.MODEL.CRITERION.LOSSES = ("class_loss", "box_loss", "feature_loss", "mask_loss")
+    # "softmax" over the classes and "no object" (DETR), or "focal": a sigmoid for each class (Deformable DETR).
+    cfg.MODEL.CRITERION.CLASS_LOSS = "softmax"
+    # Of the focal loss and its matching cost (Lin et al., arXiv 1708.02002).
+    cfg.MODEL.CRITERION.FOCAL_ALPHA = 0.25
+    cfg.MODEL.CRITERION.FOCAL_GAMMA = 2.0
     cfg.MODEL.CRITERION.CLASS_WEIGHT = 1.0
     cfg.MODEL.CRITERION.BBOX_WEIGHT = 5.0
     cfg.MODEL.CRITERION.GIOU_WEIGHT = 2.0

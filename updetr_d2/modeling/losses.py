@@ -5,6 +5,7 @@
 
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision import ops
 
 from updetr_d2.modeling.box_ops import cxcywh_to_xyxy, generalized_iou
 
@@ -33,6 +34,30 @@ def classification_loss(logits: Tensor, target_classes: Tensor, class_weights: T
     return losses.reshape(num_layers, -1).sum(dim=1) / weights.sum(dim=1)
 
 
+def sigmoid_focal_loss(logits: Tensor, target_classes: Tensor, *, alpha: float, gamma: float) -> Tensor:
+    """Focal loss of one sigmoid a class, summed in each layer (Lin et al., arXiv 1708.02002).
+
+    Args:
+        logits: float32 ``[L, B, N, K]``.
+        target_classes: int64 ``[L, B, N]`` in [0, K]; K is none of the classes.
+        alpha: weight of a present class, 1 − alpha of an absent one.
+        gamma: exponent that plays easy cases down.
+
+    Returns:
+        ``[L]``
+    """
+    present = F.one_hot(target_classes, logits.shape[-1] + 1)[..., :-1].to(logits.dtype)
+    return ops.sigmoid_focal_loss(logits, present, alpha=alpha, gamma=gamma).flatten(1).sum(dim=1)
+
+
+def focal_class_cost(logits: Tensor, *, alpha: float, gamma: float) -> Tensor:
+    """What the focal loss of a present class costs more than that of an absent one, float32 like ``logits``."""
+    probability = logits.float().sigmoid()
+    positive = alpha * (1 - probability) ** gamma * -(probability + 1e-8).log()
+    negative = (1 - alpha) * probability**gamma * -(1 - probability + 1e-8).log()
+    return positive - negative
+
+
 def box_l1_loss(boxes: Tensor, target_boxes: Tensor) -> Tensor:
     """L1 distance of matched cxcywh boxes ``[P, 4]`` -> ``[P]``."""
     return (boxes - target_boxes).abs().sum(dim=-1)
@@ -56,12 +81,6 @@ def class_error(logits: Tensor, target_classes: Tensor) -> Tensor:
     return 100 * (logits.argmax(dim=-1) != target_classes).float().mean()
 
 
-def cardinality_error(logits: Tensor, counts: Tensor) -> Tensor:
-    """Mean over images of |number of queries that are not "no object" − number of targets|.
-
-    Args:
-        logits: ``[B, N, K+1]``.
-        counts: ``[B]`` number of targets.
-    """
-    predicted = (logits.argmax(dim=-1) != logits.shape[-1] - 1).sum(dim=1)
-    return (predicted - counts).abs().float().mean()
+def cardinality_error(num_predicted: Tensor, counts: Tensor) -> Tensor:
+    """Mean over images of |number of predicted objects − number of targets|, both ``[B]``."""
+    return (num_predicted - counts).abs().float().mean()

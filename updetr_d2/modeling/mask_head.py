@@ -153,17 +153,12 @@ class QueryMasks:
     fpn_features: list[Tensor]
     padded_size: tuple[int, int]
 
-    def of(self, image: Tensor, query: Tensor) -> Tensor:
-        """Mask logits ``[P, h', w']`` of chosen queries.
-
-        Args:
-            image, query: int64 ``[P]`` indices.
-        """
-        return self.head(self.context, self.attention[image, query], image, self.fpn_features)
-
-    def all(self) -> Tensor:
-        """Mask logits ``[B, N, h', w']`` of all queries."""
+    def __getitem__(self, index: tuple[Tensor, Tensor] | slice) -> Tensor:
+        """Mask logits ``[P, h', w']`` of ``[image, query]``, two int64 ``[P]``; all ``[B, N, h', w']`` of ``[:]``."""
+        if isinstance(index, tuple):
+            image, query = index
+            return self.head(self.context, self.attention[image, query], image, self.fpn_features)
         num_images, num_queries = self.attention.shape[:2]
         image = torch.arange(num_images, device=self.attention.device).repeat_interleave(num_queries)
         query = torch.arange(num_queries, device=self.attention.device).repeat(num_images)
-        return self.of(image, query).unflatten(0, (num_images, num_queries))
+        return self[image, query].unflatten(0, (num_images, num_queries))

@@ -10,6 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from updetr_d2.modeling.box_ops import cxcywh_to_xyxy, generalized_iou
+from updetr_d2.modeling.losses import focal_class_cost
 from updetr_d2.modeling.targets import BatchTargets
 
 # More than every sum of costs in an image: pairs that must not be.
@@ -32,16 +33,20 @@ class Matches:
 
     Attributes:
         layer, image, query, target: int64 ``[P]`` indices; sorted by layer, then image, then query.
+        last_start: where the last layer begins; None if every layer has as many pairs.
     """
 
     layer: Tensor
     image: Tensor
     query: Tensor
     target: Tensor
+    last_start: int | None = None
 
     def last_layer_only(self, num_layers: int) -> "Matches":
-        """The pairs of the last of ``num_layers`` layers. Every layer matches the same number of pairs."""
-        start = len(self.layer) // num_layers * (num_layers - 1)
+        """The pairs of the last of ``num_layers`` layers."""
+        start = self.last_start
+        if start is None:
+            start = len(self.layer) // num_layers * (num_layers - 1)
         return Matches(self.layer[start:], self.image[start:], self.query[start:], self.target[start:])
 
 
@@ -49,22 +54,37 @@ class Matches:
 class HungarianMatcher:
     """Optimal one-to-one assignment of targets to predictions.
 
-    The cost of a pair is ``cost_bbox`` · L1(cx, cy, w, h) − ``cost_class`` · p(class) − ``cost_giou`` · GIoU.
+    The cost of a pair is ``cost_bbox`` · L1(cx, cy, w, h) + ``cost_class`` · c(class) − ``cost_giou`` · GIoU;
+    c(class) is −p(class) of a softmax, or the difference that a match makes to the focal loss.
 
     Args:
         cost_class, cost_bbox, cost_giou: weights of the three terms.
+        class_loss: "softmax" or "focal", which the class cost belongs to.
+        focal_alpha, focal_gamma: of the focal loss.
 
     Raises:
         ValueError: if all weights are zero.
     """
 
     @configurable
-    def __init__(self, *, cost_class: float = 1.0, cost_bbox: float = 5.0, cost_giou: float = 2.0) -> None:
+    def __init__(
+        self,
+        *,
+        cost_class: float = 1.0,
+        cost_bbox: float = 5.0,
+        cost_giou: float = 2.0,
+        class_loss: str = "softmax",
+        focal_alpha: float = 0.25,
+        focal_gamma: float = 2.0,
+    ) -> None:
         if cost_class == cost_bbox == cost_giou == 0:
             raise ValueError("MODEL.MATCHER.COST_CLASS, COST_BBOX and COST_GIOU must not all be 0.")
         self.cost_class = cost_class
         self.cost_bbox = cost_bbox
         self.cost_giou = cost_giou
+        self.class_loss = class_loss
+        self.focal_alpha = focal_alpha
+        self.focal_gamma = focal_gamma
 
     @classmethod
     def from_config(cls, cfg):
@@ -72,6 +92,9 @@ class HungarianMatcher:
             "cost_class": cfg.MODEL.MATCHER.COST_CLASS,
             "cost_bbox": cfg.MODEL.MATCHER.COST_BBOX,
             "cost_giou": cfg.MODEL.MATCHER.COST_GIOU,
+            "class_loss": cfg.MODEL.CRITERION.CLASS_LOSS,
+            "focal_alpha": cfg.MODEL.CRITERION.FOCAL_ALPHA,
+            "focal_gamma": cfg.MODEL.CRITERION.FOCAL_GAMMA,
         }
 
     @torch.no_grad()
@@ -79,7 +102,7 @@ class HungarianMatcher:
         """Matching cost of every query and target of the same image.
 
         Args:
-            logits: ``[L, B, N, K+1]``, any float type.
+            logits: ``[L, B, N, K+1]`` or, for the focal loss, ``[L, B, N, K]``, any float type.
             boxes: ``[L, B, N, 4]`` cxcywh in [0, 1], any float type.
             targets: padded targets of the B images, T at most.
 
@@ -87,15 +110,18 @@ class HungarianMatcher:
             float32 ``[L, B, N, T]``; columns of padding are meaningless, pairs of different groups have
             the cost :data:`FORBIDDEN` where ``targets.group_size`` is given.
         """
-        probabilities = logits.float().softmax(dim=-1)
+        if self.class_loss == "focal":
+            class_costs = focal_class_cost(logits, alpha=self.focal_alpha, gamma=self.focal_gamma)
+        else:
+            class_costs = -logits.float().softmax(dim=-1)
         num_layers, _, num_queries = logits.shape[:3]
         labels = targets.labels[None, :, None].expand(num_layers, -1, num_queries, -1)
-        class_probability = probabilities.gather(3, labels)
+        class_cost = class_costs.gather(3, labels)
         boxes = boxes.float()[:, :, :, None]
         target_boxes = targets.boxes[None, :, None]
         l1 = (boxes - target_boxes).abs().sum(dim=-1)
         giou = generalized_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(target_boxes))
-        cost = self.cost_bbox * l1 - self.cost_class * class_probability - self.cost_giou * giou
+        cost = self.cost_bbox * l1 + self.cost_class * class_cost - self.cost_giou * giou
         if targets.group_size is not None:
             group = torch.arange(num_queries, device=cost.device) // targets.group_size
             target = torch.arange(targets.labels.shape[1], device=cost.device)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from updetr_d2.modeling.postprocessing import class_probabilities
+
 
 def upsample_masks(logits: Tensor, padded_size: tuple[int, int], image_size: tuple[int, int]) -> Tensor:
     """Masks ``[N, h, w]`` of a padded image -> ``[N, *image_size]`` of the image without padding.
@@ -43,6 +45,7 @@ def panoptic_segmentation(
     num_thing_classes: int,
     score_threshold: float = 0.85,
     min_area: int = 4,
+    class_loss: str = "softmax",
 ) -> tuple[Tensor, list[dict]]:
     """Give every pixel to the confident query with the highest mask logit there.
 
@@ -51,19 +54,23 @@ def panoptic_segmentation(
     query that is left has a segment that is large enough. This is the official code's procedure.
 
     Args:
-        class_logits: ``[N, K+1]``, the last class is "no object".
+        class_logits: ``[N, K+1]``, the last class is "no object"; ``[N, K]`` with "focal".
         mask_logits: ``[N, h, w]`` of the resized image, without padding.
         size: (height, width) of the output; the map is resized by nearest neighbour.
         num_thing_classes: classes below are things.
         score_threshold: queries with a lower or equal score are dropped.
         min_area: segments of at most this many pixels of the output are dropped.
+        class_loss: "softmax" or "focal".
 
     Returns:
         int32 map ``size`` of segment ids, 0 where there is no segment, and Detectron2's ``segments_info``
         with ``id`` (1, 2, …), ``isthing``, ``category_id`` (class in [0, K)), ``score`` and ``area``.
     """
-    scores, classes = class_logits.float().softmax(dim=-1).max(dim=-1)
-    kept = ((classes != class_logits.shape[-1] - 1) & (scores > score_threshold)).nonzero()[:, 0]
+    scores, classes = class_probabilities(class_logits, class_loss).max(dim=-1)
+    confident = scores > score_threshold
+    if class_loss == "softmax":
+        confident &= classes != class_logits.shape[-1] - 1
+    kept = confident.nonzero()[:, 0]
     queries = torch.arange(len(scores), device=kept.device)
     first_of_class = torch.full((class_logits.shape[-1],), len(scores), device=kept.device)
     first_of_class = first_of_class.scatter_reduce(0, classes[kept], kept, "amin")

@@ -14,10 +14,17 @@ class SinePositionEncoding(nn.Module):
         temperature: base of the geometric series of wavelengths.
         scale: the normalised coordinates span (0, scale], in radians.
         eps: guards the division for fully padded rows or columns.
+        offset: added to the counted pixels before they are normalized; −0.5 encodes the centers (Deformable DETR).
     """
 
     def __init__(
-        self, hidden_dim: int, *, temperature: float = 10000.0, scale: float = 2 * math.pi, eps: float = 1e-6
+        self,
+        hidden_dim: int,
+        *,
+        temperature: float = 10000.0,
+        scale: float = 2 * math.pi,
+        eps: float = 1e-6,
+        offset: float = 0.0,
     ) -> None:
         super().__init__()
         if hidden_dim % 4:
@@ -26,6 +33,7 @@ class SinePositionEncoding(nn.Module):
         self.temperature = temperature
         self.scale = scale
         self.eps = eps
+        self.offset = offset
 
     def forward(self, padding_mask: Tensor) -> Tensor:
         """
@@ -38,13 +46,15 @@ class SinePositionEncoding(nn.Module):
         valid = (~padding_mask).float()
         y = valid.cumsum(dim=1)
         x = valid.cumsum(dim=2)
-        y = y / (y[:, -1:, :] + self.eps) * self.scale
-        x = x / (x[:, :, -1:] + self.eps) * self.scale
-        return torch.cat((self._encode(y), self._encode(x)), dim=3).permute(0, 3, 1, 2)
+        y = (y + self.offset) / (y[:, -1:, :] + self.eps) * self.scale
+        x = (x + self.offset) / (x[:, :, -1:] + self.eps) * self.scale
+        features = [sine_features(each, self.num_features, self.temperature) for each in (y, x)]
+        return torch.cat(features, dim=3).permute(0, 3, 1, 2)
 
-    def _encode(self, coordinate: Tensor) -> Tensor:
-        """``[B, H, W]`` in radians -> ``[B, H, W, C/2]`` with sines and cosines interleaved."""
-        pairs = torch.arange(self.num_features // 2, dtype=torch.float32, device=coordinate.device)
-        wavelengths = self.temperature ** (2 * pairs / self.num_features)
-        angles = coordinate[..., None] / wavelengths
-        return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(3)
+
+def sine_features(coordinate: Tensor, num_features: int, temperature: float = 10000.0) -> Tensor:
+    """``[...]`` in radians -> ``[..., num_features]`` with sines and cosines of many wavelengths interleaved."""
+    pairs = torch.arange(num_features // 2, dtype=torch.float32, device=coordinate.device)
+    wavelengths = temperature ** (2 * pairs / num_features)
+    angles = coordinate[..., None] / wavelengths
+    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)

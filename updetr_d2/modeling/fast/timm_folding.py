@@ -29,6 +29,8 @@ class FoldedTimmNet:
         tensors = tuple(self.net.state_dict(keep_vars=True).values())
         if any(tensor.is_inference() for tensor in tensors):  # their changes are not counted
             return self.net(images)
+        if any(module._forward_hooks or module._forward_pre_hooks for module in self.net.modules()):
+            return self.net(images)  # whoever looks at the blocks gets to see them
         key = tuple((tensor.data_ptr(), tensor._version, tensor.device, tensor.dtype) for tensor in tensors)
         with torch.no_grad():
             if key != self._key:

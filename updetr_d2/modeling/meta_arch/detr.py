@@ -1,4 +1,6 @@
-"""DETR (Carion et al., ECCV 2020, arXiv 2005.12872) as a Detectron2 meta-architecture."""
+"""DETR (Carion et al., ECCV 2020, arXiv 2005.12872) as a Detectron2 meta-architecture, on any transformer."""
+
+from collections.abc import Sequence
 
 import torch
 from detectron2.config import configurable
@@ -9,33 +11,41 @@ from torch.nn import functional as F
 
 from updetr_d2.modeling.backbone import build_backbone
 from updetr_d2.modeling.criterion import build_criterion
-from updetr_d2.modeling.fast.folding import fold_frozen_batchnorm
-from updetr_d2.modeling.fused_resnet import fuse_resnet_blocks
-from updetr_d2.modeling.mlp import MLP
-from updetr_d2.modeling.position_encoding import SinePositionEncoding
+from updetr_d2.modeling.outputs import Outputs
 from updetr_d2.modeling.postprocessing import detector_postprocess
 from updetr_d2.modeling.targets import BatchTargets
-from updetr_d2.modeling.transformers.transformer import Transformer
+from updetr_d2.modeling.transformers.base import (
+    Decoded,
+    DetectionTransformer,
+    Pyramid,
+    Queries,
+    build_transformer,
+)
+from updetr_d2.modeling.transformers.denoising import Denoising
 
 __all__ = ["DETR"]
 
 
 @META_ARCH_REGISTRY.register()
 class DETR(nn.Module):
-    """End-to-end object detection with a transformer.
+    """End-to-end object detection with a transformer: backbone, levels, queries, transformer, heads.
+
+    What a task adds: :meth:`make_queries`, :meth:`extra_outputs`, :meth:`add_targets`, :meth:`inference`.
 
     Args:
         backbone: any Detectron2 backbone.
-        in_feature: name of the backbone feature that the transformer sees.
+        in_feature: name of the backbone feature that encodes patches and that a transformer of one level sees.
         transformer: the encoder-decoder.
-        hidden_dim: channels C of the transformer.
         num_queries: object queries N.
         num_classes: foreground classes K.
-        criterion: module (heads, BatchTargets) -> (losses, metrics); None for inference only.
+        class_loss: "softmax" (K + 1 logits) or "focal" (K logits).
+        denoising: noised objects beside the queries in training; None for none.
+        detections_per_image: best detections that inference gives with "focal"; "softmax" gives one a query.
+        criterion: module (Outputs, BatchTargets) -> (losses, metrics); None for inference only.
         pixel_mean, pixel_std: per channel, in the order and range of the input images.
 
     Raises:
-        ValueError: if the backbone has no feature ``in_feature``.
+        ValueError: if the backbone lacks a feature.
     """
 
     # Modules that a checkpoint of UP-DETR pre-training does not give to this one.
@@ -47,33 +57,41 @@ class DETR(nn.Module):
         *,
         backbone: Backbone,
         in_feature: str = "res5",
-        transformer: Transformer,
-        hidden_dim: int = 256,
+        transformer: DetectionTransformer,
         num_queries: int = 100,
         num_classes: int,
+        class_loss: str = "softmax",
+        denoising: Denoising | None = None,
+        detections_per_image: int = 100,
         criterion: nn.Module | None = None,
         pixel_mean: tuple[float, ...] = (123.675, 116.28, 103.53),
         pixel_std: tuple[float, ...] = (58.395, 57.12, 57.375),
     ) -> None:
         super().__init__()
         features = backbone.output_shape()
-        if in_feature not in features:
-            raise ValueError(
-                f"MODEL.DETR.IN_FEATURE is '{in_feature}', but the backbone returns only "
-                f"{sorted(features)}; add it to the backbone's OUT_FEATURES."
-            )
+        self.in_features = transformer.in_features or (in_feature,)
+        for name in (in_feature, *self.in_features):
+            if name not in features:
+                key = "DETR.IN_FEATURE" if name == in_feature else "DEFORMABLE.IN_FEATURES"
+                raise ValueError(
+                    f"MODEL.{key} is '{name}', but the backbone returns only {sorted(features)}; add it to the backbone's OUT_FEATURES."
+                )
         self.backbone = backbone
         self.in_feature = in_feature
         self.transformer = transformer
         self.num_classes = num_classes
         self.num_queries = num_queries
+        self.class_loss = class_loss
+        self.detections_per_image = detections_per_image
         self.criterion = criterion
-        self.position_encoding = SinePositionEncoding(hidden_dim)
         self.feature_dim = features[in_feature].channels
-        self.input_proj = nn.Conv2d(self.feature_dim, hidden_dim, kernel_size=1)
-        self.query_embed = nn.Embedding(num_queries, hidden_dim)
-        self.class_embed = nn.Linear(hidden_dim, num_classes + 1)
-        self.bbox_embed = MLP(hidden_dim, hidden_dim, 4, num_layers=3)
+        self.input_proj = transformer.build_input_proj([features[name].channels for name in self.in_features])
+        self.query_embed = transformer.build_query_embed(num_queries)
+        num_logits = num_classes + (class_loss == "softmax")
+        self.class_embed, self.bbox_embed = transformer.build_heads(num_logits)
+        self.denoising = denoising
+        # One label more than there are classes, as in DINO's checkpoints.
+        self.label_enc = None if denoising is None else nn.Embedding(num_classes + 1, transformer.hidden_dim)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
         # Scalars of the last training step that are logged, not trained.
@@ -83,21 +101,14 @@ class DETR(nn.Module):
     def from_config(cls, cfg):
         detr = cfg.MODEL.DETR
         return {
-            "backbone": fuse_resnet_blocks(fold_frozen_batchnorm(build_backbone(cfg))),
+            "backbone": build_backbone(cfg),
             "in_feature": detr.IN_FEATURE,
-            "transformer": Transformer(
-                hidden_dim=detr.HIDDEN_DIM,
-                num_heads=detr.NHEADS,
-                num_encoder_layers=detr.ENC_LAYERS,
-                num_decoder_layers=detr.DEC_LAYERS,
-                dim_feedforward=detr.DIM_FEEDFORWARD,
-                dropout=detr.DROPOUT,
-                pre_norm=detr.PRE_NORM,
-                recompute_encoder=detr.RECOMPUTE_ENCODER,
-            ),
-            "hidden_dim": detr.HIDDEN_DIM,
+            "transformer": build_transformer(cfg),
             "num_queries": detr.NUM_QUERIES,
             "num_classes": detr.NUM_CLASSES,
+            "class_loss": cfg.MODEL.CRITERION.CLASS_LOSS,
+            "denoising": Denoising.from_config(cfg),
+            "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "criterion": build_criterion(cfg),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
@@ -116,16 +127,19 @@ class DETR(nn.Module):
 
         Returns:
             in training a dict of weighted scalar losses; else a list of ``{"instances": Instances}`` with
-            ``pred_boxes`` (XYXY, original pixels), ``scores`` in [0, 1], ``pred_classes`` of all N queries.
+            ``pred_boxes`` (XYXY, original pixels), ``scores`` in [0, 1], ``pred_classes``: of all N queries, or
+            with focal loss the best ``detections_per_image`` pairs of query and class.
         """
         images = self.preprocess_images(batched_inputs)
-        heads = self.compute_heads(images, batched_inputs)
-        if self.training:
-            losses, metrics = self.criterion(heads, self.prepare_targets(batched_inputs, heads))
-            padding = torch.full((), padded_share(images), device=self.device)
-            self.training_metrics = {**metrics, "padded_share": padding}
-            return losses
-        return self.inference(heads, images, batched_inputs)
+        targets = self.box_targets(batched_inputs) if self.training else None
+        outputs = self.compute_outputs(images, batched_inputs, targets)
+        if targets is None:
+            return self.inference(outputs, images, batched_inputs)
+        self.add_targets(targets, batched_inputs, outputs)
+        losses, metrics = self.criterion(outputs, targets)
+        padding = torch.full((), padded_share(images), device=self.device)
+        self.training_metrics = {**metrics, "padded_share": padding}
+        return losses
 
     def forward_heads(self, batched_inputs: list[dict]) -> dict[str, Tensor]:
         """Raw outputs of all heads.
@@ -134,12 +148,13 @@ class DETR(nn.Module):
             batched_inputs: as for :meth:`forward`.
 
         Returns:
-            ``pred_logits`` [L,B,N,K+1] and ``pred_boxes`` [L,B,N,4] (cx, cy, w, h as fractions of the image).
+            ``pred_logits`` [L,B,N,K+1] (softmax) or [L,B,N,K] (focal) and ``pred_boxes`` [L,B,N,4] (cx, cy, w, h
+            as fractions of the image), and what a task adds, see :meth:`Outputs.as_dict`.
         """
-        return self.compute_heads(self.preprocess_images(batched_inputs), batched_inputs)
+        return self.compute_outputs(self.preprocess_images(batched_inputs), batched_inputs).as_dict()
 
     def preprocess_images(self, batched_inputs: list[dict]) -> ImageList:
-        """Normalise the images and pad them to one size, without a divisor: DETR needs none."""
+        """Normalize the images and pad them to one size, without a divisor: DETR needs none."""
         images = [self.normalize(x["image"].to(self.device, non_blocking=True)) for x in batched_inputs]
         return ImageList.from_tensors(images, self.backbone.size_divisibility)
 
@@ -147,11 +162,8 @@ class DETR(nn.Module):
         """``[..., 3, H, W]`` in 0–255 -> float32 with the statistics of the CNN's training."""
         return (pixels.float() - self.pixel_mean) / self.pixel_std
 
-    def compute_heads(self, images: ImageList, batched_inputs: list[dict]) -> dict[str, Tensor]:
-        return self.detect(images.tensor, padding_mask(images))
-
     def forward_tensors(self, pixels: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
-        """The detector from tensors to tensors, for export (``tools/export.py``).
+        """The detector from tensors to tensors, for export (``updetr export``).
 
         Args:
             pixels: float ``[B, 3, H, W]`` in 0–255, channels in ``INPUT.FORMAT``, each image in the upper left
@@ -159,79 +171,92 @@ class DETR(nn.Module):
             sizes: integers ``[B, 2]``, height and width of each image.
 
         Returns:
-            logits ``[B, N, K+1]`` and boxes ``[B, N, 4]`` (cx, cy, w, h as fractions of the image).
+            logits ``[B, N, K+1]`` (``[B, N, K]`` with focal loss) and boxes ``[B, N, 4]`` (cx, cy, w, h as
+            fractions of the image).
         """
         padding = size_padding(sizes, pixels.shape[-2], pixels.shape[-1])
-        heads = self.detect(self.normalize(pixels).masked_fill(padding[:, None], 0.0), padding)
-        return heads["pred_logits"][-1], heads["pred_boxes"][-1]
+        outputs = self.detect(self.normalize(pixels).masked_fill(padding[:, None], 0.0), padding)
+        return outputs.logits[-1], outputs.boxes[-1]
 
-    def detect(self, images: Tensor, image_padding: Tensor | None) -> dict[str, Tensor]:
-        """:meth:`forward_heads` on normalised images ``[B, 3, H, W]`` and their padding ``[B, H, W]`` if any."""
-        features = self.backbone(images)[self.in_feature]
-        query_position = self.query_embed.weight.expand(images.shape[0], -1, -1)
-        states, _ = self.run_transformer(features, image_padding, query_position)
-        return self.predict(states)
+    def compute_outputs(
+        self, images: ImageList, batched_inputs: list[dict], targets: BatchTargets | None = None
+    ) -> Outputs:
+        """:meth:`detect` on a batch of samples."""
+        return self.detect(images.tensor, padding_mask(images), batched_inputs, targets)
 
-    def run_transformer(
+    def detect(
         self,
-        features: Tensor,
+        images: Tensor,
         image_padding: Tensor | None,
-        query_position: Tensor,
-        query_mask: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """
+        batched_inputs: Sequence[dict] = (),
+        targets: BatchTargets | None = None,
+    ) -> Outputs:
+        """From normalized images to the outputs of all heads.
+
         Args:
-            features: backbone features ``[B, D, h, w]``.
-            image_padding: bool ``[B, H, W]`` of the images, True on padding, or None without padding.
-            query_position: object queries ``[B, N, C]``.
-            query_mask: bool ``[N, N]``, True where self-attention is forbidden, or None.
-
-        Returns:
-            decoder states ``[L, B, N, C]``, encoder memory ``[B, C, h, w]``.
+            images: ``[B, 3, H, W]``.
+            image_padding: bool ``[B, H, W]``, True on padding, or None without padding.
+            batched_inputs: the samples, for tasks whose queries depend on them.
+            targets: in training, for denoising.
         """
-        feature_padding = resize_padding(image_padding, features.shape[-2:])
-        return self.attend(self.input_proj(features), feature_padding, query_position, query_mask)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_detector):
+            features = self.extract_features(images)
+            levels = self.transformer.project(self.input_proj, [features[name] for name in self.in_features])
+            pyramid = Pyramid(
+                features=features,
+                levels=levels,
+                paddings=[resize_padding(image_padding, level.shape[-2:]) for level in levels],
+                coarsest=len(self.in_features) - 1,
+                image_size=(images.shape[-2], images.shape[-1]),
+            )
+            queries = self.make_queries(batched_inputs)
+            noised = None
+            if targets is not None and self.denoising is not None:
+                noised = self.denoising(targets, self.label_enc)
+                queries.noised = None if noised is None else noised.queries
+            decoded = self.transformer.decode(pyramid, queries, self.class_embed, self.bbox_embed)
+        outputs = Outputs(decoded.logits, decoded.boxes)
+        if decoded.proposals is not None:
+            outputs.auxiliary["enc"] = decoded.proposals
+        if noised is not None:
+            outputs.auxiliary["dn"] = noised.outputs(*decoded.noised)
+        self.extra_outputs(outputs, decoded, queries, pyramid)
+        return outputs
 
-    def attend(
-        self,
-        projected: Tensor,
-        feature_padding: Tensor | None,
-        query_position: Tensor,
-        query_mask: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """:meth:`run_transformer` on projected features ``[B, C, h, w]`` and their padding ``[B, h, w]``."""
-        positions_of = feature_padding
-        if positions_of is None:  # the same for all images
-            positions_of = torch.zeros(1, *projected.shape[-2:], dtype=torch.bool, device=projected.device)
-        return self.transformer(
-            projected,
-            position=self.position_encoding(positions_of),
-            query_position=query_position,
-            padding_mask=feature_padding,
-            query_mask=query_mask,
-        )
+    @property
+    def trains_detector(self) -> bool:
+        """Whether anything before the extra outputs may have a gradient."""
+        return True
 
-    def predict(self, states: Tensor) -> dict[str, Tensor]:
-        """Class and box heads, in float32, on the decoder states ``[L, B, N, C]``."""
-        with torch.autocast(states.device.type, enabled=False):
-            states = states.float()
-            return {
-                "pred_logits": self.class_embed(states),
-                "pred_boxes": self.bbox_embed(states).sigmoid(),
-            }
+    def extract_features(self, images: Tensor) -> dict[str, Tensor]:
+        """Backbone features of normalized images ``[B, 3, H, W]``."""
+        return self.backbone(images)
 
-    def prepare_targets(self, batched_inputs: list[dict], heads: dict[str, Tensor]) -> BatchTargets:
+    def make_queries(self, batched_inputs: Sequence[dict]) -> Queries:
+        """The object queries of a batch."""
+        embed = None if self.query_embed is None else self.query_embed.weight
+        return Queries(embed, self.num_queries)
+
+    def extra_outputs(self, outputs: Outputs, decoded: Decoded, queries: Queries, pyramid: Pyramid) -> None:
+        """Add to ``outputs`` what a task predicts beside classes and boxes."""
+
+    def box_targets(self, batched_inputs: list[dict]) -> BatchTargets:
+        """Boxes and classes to learn."""
         return BatchTargets.from_instances([x["instances"] for x in batched_inputs], self.device)
 
-    def inference(
-        self, heads: dict[str, Tensor], images: ImageList, batched_inputs: list[dict]
-    ) -> list[dict]:
-        return [
-            {"instances": instances}
-            for instances in detector_postprocess(
-                heads["pred_logits"][-1], heads["pred_boxes"][-1], output_sizes(batched_inputs, images)
-            )
-        ]
+    def add_targets(self, targets: BatchTargets, batched_inputs: list[dict], outputs: Outputs) -> None:
+        """Add to ``targets`` what a task learns beside classes and boxes."""
+
+    def inference(self, outputs: Outputs, images: ImageList, batched_inputs: list[dict]) -> list[dict]:
+        """Predictions in Detectron2's format, see :meth:`forward`."""
+        instances = detector_postprocess(
+            outputs.logits[-1],
+            outputs.boxes[-1],
+            output_sizes(batched_inputs, images),
+            class_loss=self.class_loss,
+            max_detections=self.detections_per_image,
+        )
+        return [{"instances": each} for each in instances]
 
 
 def padding_mask(images: ImageList) -> Tensor | None:

@@ -1,19 +1,20 @@
 """One-shot detection with UP-DETR: find all things of the class that a query patch shows (arXiv 2011.09094)."""
 
+from collections.abc import Sequence
+
 import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
-from detectron2.structures import ImageList
-from torch import Tensor, nn
+from torch import Tensor
 
-from updetr_d2.modeling.meta_arch.detr import DETR, padding_mask
-from updetr_d2.modeling.meta_arch.patch_features import encode_patches
+from updetr_d2.modeling.meta_arch.patch_queries import PatchQueryDETR
+from updetr_d2.modeling.transformers.base import Queries
 
 __all__ = ["OneShotDETR"]
 
 
 @META_ARCH_REGISTRY.register()
-class OneShotDETR(DETR):
+class OneShotDETR(PatchQueryDETR):
     """DETR whose object queries all carry the feature of their image's query patch.
 
     Its one class is "matches the patch". Several patches of a class (shots) count as their mean feature.
@@ -36,7 +37,6 @@ class OneShotDETR(DETR):
                 f"MODEL.DETR.NUM_CLASSES is {self.num_classes}; OneShotDETR has one class, 'matches the query "
                 "patch': set it to 1."
             )
-        self.patch2query = nn.Linear(self.feature_dim, self.query_embed.embedding_dim)
 
     def forward(self, batched_inputs: list[dict]):
         """
@@ -51,25 +51,24 @@ class OneShotDETR(DETR):
         """
         return super().forward(batched_inputs)
 
-    def compute_heads(self, images: ImageList, batched_inputs: list[dict]) -> dict[str, Tensor]:
-        features = self.backbone(images.tensor)[self.in_feature]
-        query_position = self.compose_queries(encode_patches(self, batched_inputs))
-        states, _ = self.run_transformer(features, padding_mask(images), query_position)
-        return self.predict(states)
+    def make_queries(self, batched_inputs: Sequence[dict]) -> Queries:
+        return self.compose_queries(self.pooled_patches(batched_inputs))
 
-    def compose_queries(self, patch_features: tuple[Tensor, ...]) -> Tensor:
-        """Add the mean feature of each image's shots to all of its object queries.
+    def compose_queries(self, patch_features: tuple[Tensor, ...]) -> Queries:
+        """Give the mean feature of each image's shots to all of its object queries.
 
         Args:
             patch_features: ``[k, D]`` of each of the B images.
-
-        Returns:
-            ``[B, N, C]``.
 
         Raises:
             ValueError: if an image has no patch.
         """
         if any(len(shots) == 0 for shots in patch_features):
             raise ValueError("An image without query patch was given; OneShotDETR needs at least one each.")
-        queries = torch.stack([shots.mean(dim=0) for shots in patch_features])
-        return self.patch2query(queries)[:, None] + self.query_embed.weight
+        shots = torch.stack([shots.mean(dim=0) for shots in patch_features])
+        embed = None if self.query_embed is None else self.query_embed.weight
+        return Queries(
+            embed=embed,
+            num_queries=self.num_queries,
+            patches=self.patch2query(shots)[:, None].expand(-1, self.num_queries, -1),
+        )

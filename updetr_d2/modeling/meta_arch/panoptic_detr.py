@@ -1,20 +1,20 @@
 """DETR with masks: instance and panoptic segmentation (Carion et al., ECCV 2020, Section 4.4)."""
 
-import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList
-from torch import Tensor
 
 from updetr_d2.modeling.mask_head import AttentionMap, MaskHead, QueryMasks
-from updetr_d2.modeling.meta_arch.detr import DETR, output_sizes, padding_mask, resize_padding
+from updetr_d2.modeling.meta_arch.detr import DETR, output_sizes
+from updetr_d2.modeling.outputs import Outputs
 from updetr_d2.modeling.panoptic_postprocessing import (
     instance_masks,
     panoptic_segmentation,
     upsample_masks,
 )
 from updetr_d2.modeling.targets import BatchTargets, pad_masks
+from updetr_d2.modeling.transformers.base import Decoded, Pyramid, Queries
 
 __all__ = ["PanopticDETR"]
 
@@ -71,7 +71,7 @@ class PanopticDETR(DETR):
         self.freeze_detr = freeze_detr
         if freeze_detr:
             self.requires_grad_(False)  # what there is so far: everything but the masks
-        hidden_dim = self.query_embed.embedding_dim
+        hidden_dim = self.transformer.hidden_dim
         self.fpn_features = tuple(fpn_features)
         self.bbox_attention = AttentionMap(
             hidden_dim=hidden_dim, num_heads=num_heads, softmax_over_heads=softmax_over_heads
@@ -116,50 +116,39 @@ class PanopticDETR(DETR):
         """
         return super().forward(batched_inputs)
 
-    def forward_heads(self, batched_inputs: list[dict]) -> dict[str, Tensor]:
-        """:meth:`DETR.forward_heads` plus ``pred_masks`` [B,N,h,w], logits in the finest feature's stride."""
-        heads = super().forward_heads(batched_inputs)
-        heads["pred_masks"] = heads.pop("query_masks").all()
-        return heads
+    @property
+    def trains_detector(self) -> bool:
+        return not self.freeze_detr
 
-    def compute_heads(self, images: ImageList, batched_inputs: list[dict]) -> dict[str, Tensor | QueryMasks]:
-        """:meth:`DETR.compute_heads` plus ``query_masks``, from which masks are computed when needed."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_detr):
-            features = self.backbone(images.tensor)
-            projected = self.input_proj(features[self.in_feature])
-            padding = resize_padding(padding_mask(images), projected.shape[-2:])
-            query_position = self.query_embed.weight.expand(len(images), -1, -1)
-            states, memory = self.attend(projected, padding, query_position)
-            heads = self.predict(states)
-        heads["query_masks"] = QueryMasks(
+    def extra_outputs(self, outputs: Outputs, decoded: Decoded, queries: Queries, pyramid: Pyramid) -> None:
+        padding = pyramid.paddings[pyramid.coarsest]
+        outputs.masks = QueryMasks(
             head=self.mask_head,
-            context=projected * self.feature_scale,
-            attention=self.bbox_attention(states[-1], memory, padding),
-            fpn_features=[features[name] * self.feature_scale for name in self.fpn_features],
-            padded_size=tuple(images.tensor.shape[-2:]),
+            context=pyramid.levels[pyramid.coarsest] * self.feature_scale,
+            attention=self.bbox_attention(decoded.states[-1], decoded.memory, padding),
+            fpn_features=[pyramid.features[name] * self.feature_scale for name in self.fpn_features],
+            padded_size=pyramid.image_size,
         )
-        return heads
 
-    def prepare_targets(self, batched_inputs: list[dict], heads: dict) -> BatchTargets:
-        targets = super().prepare_targets(batched_inputs, heads)
+    def add_targets(self, targets: BatchTargets, batched_inputs: list[dict], outputs: Outputs) -> None:
         masks = [x["instances"].gt_masks for x in batched_inputs]
-        targets.masks = pad_masks(masks, heads["query_masks"].padded_size, self.device)
-        return targets
+        targets.masks = pad_masks(masks, outputs.masks.padded_size, self.device)
 
-    def inference(self, heads: dict, images: ImageList, batched_inputs: list[dict]) -> list[dict]:
-        results = super().inference(heads, images, batched_inputs)
-        query_masks = heads["query_masks"]
-        all_masks = query_masks.all()
+    def inference(self, outputs: Outputs, images: ImageList, batched_inputs: list[dict]) -> list[dict]:
+        results = super().inference(outputs, images, batched_inputs)
+        all_masks = outputs.masks[:]
         for i, (result, size) in enumerate(zip(results, output_sizes(batched_inputs, images))):
-            masks = upsample_masks(all_masks[i], query_masks.padded_size, images.image_sizes[i])
-            result["instances"].pred_masks = instance_masks(masks, size, self.mask_threshold)
+            masks = upsample_masks(all_masks[i], outputs.masks.padded_size, images.image_sizes[i])
+            instances = result["instances"]
+            instances.pred_masks = instance_masks(masks[instances.query], size, self.mask_threshold)
             result["panoptic_seg"] = panoptic_segmentation(
-                heads["pred_logits"][-1, i],
+                outputs.logits[-1, i],
                 masks,
                 size,
                 num_thing_classes=self.num_thing_classes,
                 score_threshold=self.score_threshold,
                 min_area=self.min_segment_area,
+                class_loss=self.class_loss,
             )
         return results
 

@@ -1,5 +1,6 @@
 """UP-DETR pre-training: random query patch detection (Dai et al., CVPR 2021, arXiv 2011.09094, Section 3)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,17 +9,19 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-from updetr_d2.modeling.meta_arch.detr import DETR, output_sizes, padding_mask
-from updetr_d2.modeling.meta_arch.patch_features import encode_patches
+from updetr_d2.modeling.meta_arch.detr import output_sizes
+from updetr_d2.modeling.meta_arch.patch_queries import PatchQueryDETR
 from updetr_d2.modeling.mlp import MLP
+from updetr_d2.modeling.outputs import Outputs
 from updetr_d2.modeling.postprocessing import query_patch_postprocess
 from updetr_d2.modeling.targets import BatchTargets
+from updetr_d2.modeling.transformers.base import Decoded, Pyramid, Queries
 
 __all__ = ["UPDETR"]
 
 
 @META_ARCH_REGISTRY.register()
-class UPDETR(DETR):
+class UPDETR(PatchQueryDETR):
     """DETR whose object queries carry the features of query patches that it has to find in the image.
 
     The N object queries form M groups of N/M; patch j belongs to group j, and queries of different groups do
@@ -68,8 +71,7 @@ class UPDETR(DETR):
         self.query_shuffle = query_shuffle
         self.attention_mask = attention_mask
         self.match_within_groups = match_within_groups
-        hidden_dim = self.query_embed.embedding_dim
-        self.patch2query = nn.Linear(self.feature_dim, hidden_dim)
+        hidden_dim = self.transformer.hidden_dim
         self.feature_align = (
             MLP(hidden_dim, hidden_dim, self.feature_dim, num_layers=2) if feature_recon else None
         )
@@ -111,28 +113,14 @@ class UPDETR(DETR):
         """
         return super().forward(batched_inputs)
 
-    def forward_heads(self, batched_inputs: list[dict]) -> dict[str, Tensor]:
-        """:meth:`DETR.forward_heads` plus ``pred_features`` [L,B,N,D] and ``patch_features`` [B,M,D]."""
-        heads = super().forward_heads(batched_inputs)
-        if "pred_features" in heads:
-            heads["pred_features"] = heads["pred_features"][:]
-        return heads
-
-    def compute_heads(self, images: ImageList, batched_inputs: list[dict]) -> dict[str, Tensor]:
-        """:meth:`DETR.compute_heads` plus ``pred_features``, not yet computed, and ``patch_features`` [B,M,D]."""
+    def extract_features(self, images: Tensor) -> dict[str, Tensor]:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_backbone):
-            features = self.backbone(images.tensor)[self.in_feature]
-            patch_features = self.encode_patches(batched_inputs)
-        query_position = self.compose_queries(patch_features)
-        states, _ = self.run_transformer(
-            features, padding_mask(images), query_position, self.group_mask(query_position.shape[1])
-        )
-        heads = {**self.predict(states), "patch_features": patch_features}
-        if self.feature_align is not None:
-            heads["pred_features"] = LazyFeatures(self.feature_align, states)
-        return heads
+            return super().extract_features(images)
 
-    def encode_patches(self, batched_inputs: list[dict]) -> Tensor:
+    def make_queries(self, batched_inputs: Sequence[dict]) -> Queries:
+        return self.compose_queries(self.encode_patches(batched_inputs))
+
+    def encode_patches(self, batched_inputs: Sequence[dict]) -> Tensor:
         """Globally pooled CNN features ``[B, m, D]`` of the query patches, zero where an image has fewer."""
         counts = [len(x["patches"]) for x in batched_inputs]
         if min(counts) < 1 or max(counts) > self.num_patches:
@@ -140,25 +128,35 @@ class UPDETR(DETR):
                 f"Images with {min(counts)} to {max(counts)} query patches were given; the model takes 1 to "
                 f"{self.num_patches} (MODEL.UPDETR.NUM_PATCHES)."
             )
-        return nn.utils.rnn.pad_sequence(encode_patches(self, batched_inputs), batch_first=True)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_backbone):
+            return nn.utils.rnn.pad_sequence(self.pooled_patches(batched_inputs), batch_first=True)
 
-    def compose_queries(self, patch_features: Tensor) -> Tensor:
-        """Add each patch's feature to the object queries of its group.
+    def compose_queries(self, patch_features: Tensor) -> Queries:
+        """Give each patch's feature to the object queries of its group.
 
         Args:
             patch_features: ``[B, m, D]``.
 
         Returns:
-            ``[B, m·G, C]`` of the first m groups of G object queries.
+            the first m groups of G object queries.
         """
-        patch_queries = self.patch2query(patch_features).repeat_interleave(self.group_size, dim=1)
-        embeddings = self.query_embed.weight
+        num_groups = patch_features.shape[1]
+        num_queries = num_groups * self.group_size
+        embed = None if self.query_embed is None else self.query_embed.weight
+        if self.training and self.query_shuffle and embed is not None:
+            embed = embed[torch.randperm(len(embed), device=embed.device)]
+        patches = self.patch2query(patch_features).repeat_interleave(self.group_size, dim=1)
         if self.training:
-            if self.query_shuffle:
-                embeddings = embeddings[torch.randperm(len(embeddings), device=embeddings.device)]
-            kept = torch.rand(patch_queries.shape[:2], device=patch_queries.device) > self.mask_ratio
-            patch_queries = patch_queries * kept[..., None]
-        return patch_queries + embeddings[: patch_queries.shape[1]]
+            kept = torch.rand(patches.shape[:2], device=patches.device) > self.mask_ratio
+            patches = patches * kept[..., None]
+        return Queries(
+            embed=None if embed is None else embed[:num_queries],
+            num_queries=num_queries,
+            patches=patches,
+            num_groups=num_groups,
+            attn_mask=self.group_mask(num_queries),
+            patch_features=patch_features,
+        )
 
     def group_mask(self, num_queries: int) -> Tensor | None:
         """bool ``[N, N]``, True between queries of different groups; None if nothing is masked."""
@@ -167,26 +165,26 @@ class UPDETR(DETR):
         group = torch.arange(num_queries, device=self.device) // self.group_size
         return group[:, None] != group[None, :]
 
-    def prepare_targets(self, batched_inputs: list[dict], heads: dict[str, Tensor]) -> BatchTargets:
-        targets = super().prepare_targets(batched_inputs, heads)
-        targets.features = heads["patch_features"]
+    def extra_outputs(self, outputs: Outputs, decoded: Decoded, queries: Queries, pyramid: Pyramid) -> None:
+        outputs.patch_features = queries.patch_features
+        if self.feature_align is not None:
+            outputs.features = LazyFeatures(self.feature_align, decoded.states)
+
+    def add_targets(self, targets: BatchTargets, batched_inputs: list[dict], outputs: Outputs) -> None:
+        targets.features = outputs.patch_features
         if self.match_within_groups:
             targets.group_size = self.group_size
-        return targets
 
-    def inference(
-        self, heads: dict[str, Tensor], images: ImageList, batched_inputs: list[dict]
-    ) -> list[dict]:
-        return [
-            {"instances": instances}
-            for instances in query_patch_postprocess(
-                heads["pred_logits"][-1],
-                heads["pred_boxes"][-1],
-                heads["patch_features"].shape[1],
-                output_sizes(batched_inputs, images),
-                [len(x["patches"]) for x in batched_inputs],
-            )
-        ]
+    def inference(self, outputs: Outputs, images: ImageList, batched_inputs: list[dict]) -> list[dict]:
+        instances = query_patch_postprocess(
+            outputs.logits[-1],
+            outputs.boxes[-1],
+            outputs.patch_features.shape[1],
+            output_sizes(batched_inputs, images),
+            [len(x["patches"]) for x in batched_inputs],
+            class_loss=self.class_loss,
+        )
+        return [{"instances": each} for each in instances]
 
 
 @dataclass

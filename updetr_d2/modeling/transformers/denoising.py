@@ -7,12 +7,98 @@ at most ``T`` objects in one, ``R`` denoising queries, ``N`` matching queries (t
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from updetr_d2.modeling.box_ops import cxcywh_to_xyxy, xyxy_to_cxcywh
+from updetr_d2.modeling.matcher import Matches
+from updetr_d2.modeling.outputs import AuxiliaryOutputs, Outputs
 from updetr_d2.modeling.targets import BatchTargets
+from updetr_d2.modeling.transformers.base import NoisedQueries
 
-__all__ = ["DenoisingQueries", "denoising_mask", "make_denoising_queries"]
+__all__ = ["Denoising", "DenoisingQueries", "denoising_mask", "make_denoising_queries"]
+
+
+@dataclass
+class Denoised:
+    """Noised objects of a batch, and which of them are to be restored to what.
+
+    Attributes:
+        queries: what the decoder gets.
+        noise: where they come from.
+        counts: objects of each image.
+    """
+
+    queries: NoisedQueries
+    noise: "DenoisingQueries"
+    counts: list[int]
+
+    def outputs(self, logits: Tensor, boxes: Tensor) -> AuxiliaryOutputs:
+        """What is trained: ``logits`` ``[L, B, R, K]`` and ``boxes`` ``[L, B, R, 4]`` of the decoder."""
+        matches = restored_objects(
+            self.counts,
+            num_layers=len(logits),
+            num_groups=self.noise.num_groups,
+            group_size=self.noise.group_size,
+            device=logits.device,
+        )
+        return AuxiliaryOutputs(Outputs(logits, boxes), matches, num_copies=self.noise.num_groups)
+
+
+class Denoising:
+    """The part that gives a detector noised objects in training.
+
+    Args:
+        num_queries, label_noise, box_noise, num_classes: see :func:`make_denoising_queries`.
+    """
+
+    def __init__(self, *, num_queries: int, label_noise: float, box_noise: float, num_classes: int) -> None:
+        self.num_queries = num_queries
+        self.label_noise = label_noise
+        self.box_noise = box_noise
+        self.num_classes = num_classes
+
+    @classmethod
+    def from_config(cls, cfg) -> "Denoising | None":
+        """None where ``MODEL.DENOISING.NUM_QUERIES`` is 0.
+
+        Raises:
+            ValueError: if the transformer cannot take noised boxes.
+        """
+        denoising = cfg.MODEL.DENOISING
+        if denoising.NUM_QUERIES == 0:
+            return None
+        if cfg.MODEL.TRANSFORMER.NAME == "Transformer" or not cfg.MODEL.DEFORMABLE.TWO_STAGE:
+            raise ValueError(
+                "MODEL.DENOISING.NUM_QUERIES needs queries that are boxes: use a deformable transformer "
+                "(MODEL.TRANSFORMER.NAME) with MODEL.DEFORMABLE.TWO_STAGE True, or set it to 0."
+            )
+        return cls(
+            num_queries=denoising.NUM_QUERIES,
+            label_noise=denoising.LABEL_NOISE,
+            box_noise=denoising.BOX_NOISE,
+            num_classes=cfg.MODEL.DETR.NUM_CLASSES,
+        )
+
+    def __call__(self, targets: BatchTargets, embed_labels: nn.Embedding) -> Denoised | None:
+        """
+        Args:
+            targets: ground truth.
+            embed_labels: embedding of at least K classes in C channels.
+
+        Returns:
+            None for a batch without objects.
+        """
+        noise = make_denoising_queries(
+            targets,
+            num_queries=self.num_queries,
+            label_noise=self.label_noise,
+            box_noise=self.box_noise,
+            num_classes=self.num_classes,
+        )
+        if noise is None:
+            return None
+        content = embed_labels(noise.labels) * noise.valid[..., None]
+        return Denoised(NoisedQueries(content, noise.boxes, noise.group_size), noise, targets.counts)
 
 
 @dataclass
@@ -116,6 +202,26 @@ def denoising_mask(
     if matching_mask is not None:
         mask[num_denoising:, num_denoising:] = matching_mask
     return mask
+
+
+def restored_objects(
+    counts: list[int], *, num_layers: int, num_groups: int, group_size: int, device: torch.device
+) -> Matches:
+    """Pairs of positive denoising queries and the objects that they were made of, the same in each layer.
+
+    Args:
+        counts: objects of each image.
+        num_layers, num_groups, group_size: see :class:`DenoisingQueries`.
+        device: where the result is.
+    """
+    image = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    target = torch.cat([torch.arange(count) for count in counts])
+    image, target = (x.repeat(num_groups) for x in (image, target))
+    group = torch.arange(num_groups).repeat_interleave(sum(counts))
+    query = group * group_size + target
+    layer = torch.arange(num_layers).repeat_interleave(len(image))
+    pairs = torch.stack([layer, *(x.repeat(num_layers) for x in (image, query, target))])
+    return Matches(*pairs.to(device, non_blocking=True).unbind())
 
 
 def _noise_labels(labels: Tensor, *, probability: float, num_classes: int) -> Tensor:

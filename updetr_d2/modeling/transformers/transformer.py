@@ -4,15 +4,26 @@ Parameter names are those of the official code, so its checkpoints load as they 
 ``B`` batch, ``S`` image tokens (H*W), ``N`` object queries, ``L`` decoder layers, ``C`` hidden channels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
+from detectron2.config import configurable
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from updetr_d2.modeling.attention import MultiheadAttention
 from updetr_d2.modeling.fast.dropout import Dropout
+from updetr_d2.modeling.mlp import MLP
+from updetr_d2.modeling.position_encoding import SinePositionEncoding
+from updetr_d2.modeling.transformers.base import (
+    TRANSFORMER_REGISTRY,
+    Decoded,
+    DetectionTransformer,
+    Pyramid,
+    Queries,
+    in_float32,
+)
 
 
 class TransformerLayer(nn.Module):
@@ -154,7 +165,8 @@ class TransformerDecoder(nn.Module):
         return self.norm(torch.stack(outputs))
 
 
-class Transformer(nn.Module):
+@TRANSFORMER_REGISTRY.register()
+class Transformer(DetectionTransformer):
     """DETR's transformer. The content input of the decoder is zero: queries enter as positions only.
 
     Args:
@@ -171,6 +183,7 @@ class Transformer(nn.Module):
         ValueError: if ``num_heads`` does not divide ``hidden_dim``.
     """
 
+    @configurable
     def __init__(
         self,
         *,
@@ -188,6 +201,8 @@ class Transformer(nn.Module):
             raise ValueError(
                 f"MODEL.DETR.HIDDEN_DIM ({hidden_dim}) must be a multiple of MODEL.DETR.NHEADS ({num_heads})."
             )
+        self.hidden_dim = hidden_dim
+        self.position_encoding = SinePositionEncoding(hidden_dim)
         layer_args = {
             "hidden_dim": hidden_dim,
             "num_heads": num_heads,
@@ -207,6 +222,49 @@ class Transformer(nn.Module):
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
+
+    @classmethod
+    def from_config(cls, cfg):
+        detr = cfg.MODEL.DETR
+        return {
+            "hidden_dim": detr.HIDDEN_DIM,
+            "num_heads": detr.NHEADS,
+            "num_encoder_layers": detr.ENC_LAYERS,
+            "num_decoder_layers": detr.DEC_LAYERS,
+            "dim_feedforward": detr.DIM_FEEDFORWARD,
+            "dropout": detr.DROPOUT,
+            "pre_norm": detr.PRE_NORM,
+            "recompute_encoder": detr.RECOMPUTE_ENCODER,
+        }
+
+    def build_input_proj(self, channels: Sequence[int]) -> nn.Conv2d:
+        return nn.Conv2d(channels[0], self.hidden_dim, kernel_size=1)
+
+    def build_query_embed(self, num_queries: int) -> nn.Embedding:
+        return nn.Embedding(num_queries, self.hidden_dim)
+
+    def build_heads(self, num_logits: int) -> tuple[nn.Module, nn.Module]:
+        return nn.Linear(self.hidden_dim, num_logits), MLP(self.hidden_dim, self.hidden_dim, 4, num_layers=3)
+
+    def project(self, input_proj: nn.Module, features: Sequence[Tensor]) -> list[Tensor]:
+        return [input_proj(features[0])]
+
+    def decode(
+        self, pyramid: Pyramid, queries: Queries, class_embed: nn.Module, bbox_embed: nn.Module
+    ) -> Decoded:
+        (features,), (padding,) = pyramid.levels, pyramid.paddings
+        positions_of = padding
+        if positions_of is None:  # the same for all images
+            positions_of = torch.zeros(1, *features.shape[-2:], dtype=torch.bool, device=features.device)
+        states, memory = self(
+            features,
+            position=self.position_encoding(positions_of),
+            query_position=queries.position(len(features)),
+            padding_mask=padding,
+            query_mask=queries.attn_mask,
+        )
+        boxes = in_float32(bbox_embed, states).sigmoid()
+        return Decoded(states, in_float32(class_embed, states), boxes, memory)
 
     def forward(
         self,

@@ -1,0 +1,73 @@
+"""What a detector's heads give, in the one form that criterion, post-processing and evaluation read.
+
+``L`` decoder layers, ``B`` images, ``N`` queries, ``K`` classes.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from updetr_d2.modeling.matcher import Matches
+
+
+class LazyTensor(Protocol):
+    """Values that are computed where they are indexed, since training wants a few of them only."""
+
+    def __getitem__(self, index) -> Tensor:
+        """What ``tensor[index]`` would be; ``tensor[:]`` computes everything."""
+
+
+@dataclass
+class Outputs:
+    """Raw outputs of all heads.
+
+    Attributes:
+        logits: float32 ``[L, B, N, K+1]`` (softmax, the last is "no object") or ``[L, B, N, K]`` (focal loss).
+        boxes: float32 ``[L, B, N, 4]``, (cx, cy, w, h) as fractions of the image.
+        features: reconstructed features ``[L, B, N, D]``, or None.
+        masks: mask logits ``[B, N, h, w]`` of the last layer, or None.
+        patch_features: CNN features ``[B, M, D]`` of the query patches, or None.
+        auxiliary: predictions that are trained as well and not used at inference, by the suffix of their losses.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    features: LazyTensor | None = None
+    masks: LazyTensor | None = None
+    patch_features: Tensor | None = None
+    auxiliary: dict[str, "AuxiliaryOutputs"] = field(default_factory=dict)
+
+    def last_layer(self) -> "Outputs":
+        """The same with the last decoder layer's logits and boxes only."""
+        return dataclasses.replace(self, logits=self.logits[-1:], boxes=self.boxes[-1:])
+
+    def as_dict(self) -> dict[str, Tensor]:
+        """All values, computed: ``pred_logits``, ``pred_boxes`` and, where there are any, ``pred_features``,
+        ``patch_features``, ``pred_masks``."""
+        values = {"pred_logits": self.logits, "pred_boxes": self.boxes}
+        if self.features is not None:
+            values["pred_features"] = self.features[:]
+        if self.patch_features is not None:
+            values["patch_features"] = self.patch_features
+        if self.masks is not None:
+            values["pred_masks"] = self.masks[:]
+        return values
+
+
+@dataclass
+class AuxiliaryOutputs:
+    """Predictions with losses of their own.
+
+    Attributes:
+        outputs: the predictions.
+        matches: their pairs with the targets; None to match them.
+        class_agnostic: whether all targets count as class 0.
+        num_copies: how often each target occurs in ``matches``, which the losses are divided by.
+    """
+
+    outputs: Outputs
+    matches: Matches | None = None
+    class_agnostic: bool = False
+    num_copies: int = 1

@@ -1,0 +1,85 @@
+"""DINO's transformer (Zhang et al., ICLR 2023, arXiv 2203.03605) on Deformable DETR's in two stages.
+
+What differs: class-aware proposals with heads of their own, learned contents, positions computed from the boxes in
+each layer, one class and one box head for all layers, boxes trained through two layers.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from updetr_d2.modeling.mlp import MLP
+from updetr_d2.modeling.outputs import AuxiliaryOutputs, Outputs
+from updetr_d2.modeling.position_encoding import sine_features
+from updetr_d2.modeling.transformers.base import TRANSFORMER_REGISTRY, Queries, in_float32
+from updetr_d2.modeling.transformers.deformable import (
+    DecoderInput,
+    DeformableTransformer,
+    best_tokens,
+    gather_tokens,
+    with_patches,
+)
+from updetr_d2.modeling.transformers.deformable_layers import Tokens
+
+__all__ = ["DINOTransformer"]
+
+
+@TRANSFORMER_REGISTRY.register()
+class DINOTransformer(DeformableTransformer):
+    """DINO's encoder and decoder.
+
+    Args: as for :class:`DeformableTransformer`, with ``box_refine``, ``two_stage``, ``mixed_selection`` and
+        ``look_forward_twice``, which are DINO's.
+
+    Raises:
+        ValueError: if one of these is off.
+    """
+
+    position_temperature = 20.0
+    position_offset = 0.0
+    eps = 1e-3
+
+    def build_query_layers(self) -> None:
+        parts = {
+            "BOX_REFINE": self.box_refine,
+            "TWO_STAGE": self.two_stage,
+            "MIXED_SELECTION": self.mixed_selection,
+            "LOOK_FORWARD_TWICE": self.look_forward_twice,
+        }
+        if not all(parts.values()):
+            missing = ", ".join(f"MODEL.DEFORMABLE.{name}" for name, there in parts.items() if not there)
+            raise ValueError(f"MODEL.TRANSFORMER.NAME DINOTransformer needs {missing}: set them to True.")
+        dim = self.hidden_dim
+        self.enc_output = nn.Linear(dim, dim)
+        self.enc_output_norm = nn.LayerNorm(dim)
+        self.decoder.norm = nn.LayerNorm(dim)
+        self.decoder.ref_point_head = MLP(2 * dim, dim, dim, num_layers=2)
+
+    def build_heads(self, num_logits: int) -> tuple[nn.Module, nn.Module]:
+        self.enc_out_class_embed = self.new_class_head(num_logits)
+        self.enc_out_bbox_embed = self.new_box_head()
+        return self.new_class_head(num_logits), self.new_box_head()
+
+    def start_decoder(
+        self, tokens: Tokens, queries: Queries, class_embed: nn.Module, bbox_embed: nn.Module
+    ) -> DecoderInput:
+        memory, anchors = self.encoder_memory(tokens)
+        logits = in_float32(self.enc_out_class_embed, memory)
+        box_logits = in_float32(self.enc_out_bbox_embed, memory) + anchors
+        best = best_tokens(logits.amax(dim=-1), queries)
+        chosen = gather_tokens(box_logits, best)
+        content = queries.embed[: best.shape[1]].expand(len(memory), -1, -1)
+        proposals = AuxiliaryOutputs(Outputs(gather_tokens(logits, best)[None], chosen.sigmoid()[None]))
+        return DecoderInput(with_patches(content, queries), None, chosen.detach().sigmoid(), proposals)
+
+    def query_position(self, start: DecoderInput, tokens: Tokens, reference: Tensor) -> Tensor:
+        with torch.autocast(reference.device.type, enabled=False):
+            coordinates = tokens.in_levels(reference)[:, :, 0] * (2 * math.pi)
+            x, y, width, height = coordinates.unbind(dim=-1)
+            ordered = torch.stack([y, x, width, height], dim=-1)
+            features = sine_features(ordered, self.hidden_dim // 2).flatten(2)
+        return self.decoder.ref_point_head(features)
+
+    def normalize_state(self, content: Tensor) -> Tensor:
+        return self.decoder.norm(content)
