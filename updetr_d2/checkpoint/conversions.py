@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from updetr_d2.checkpoint import coco_head, layouts
+from updetr_d2.checkpoint import coco_head, deformable_layouts, layouts
 from updetr_d2.checkpoint.safe_loading import CheckpointError
 
 StateDict = dict[str, torch.Tensor]
@@ -61,6 +61,8 @@ SOURCES = {
             "released ones) and to False for weights trained with UP-DETR's code",
         ),
     ),
+    "deformable-detr": Source(deformable_layouts.deformable_detr_pairs, restorable=True),
+    "dino": Source(deformable_layouts.dino_pairs, restorable=True),
     "transformers-detr": Source(
         layouts.transformers_detr_pairs,
         prefixes=("",),

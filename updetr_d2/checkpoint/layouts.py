@@ -13,15 +13,16 @@ from collections.abc import Iterable
 
 Pairs = list[tuple[str, str]]
 
-_NORM = ("weight", "bias", "running_mean", "running_var")
-_LINEAR = ("weight", "bias")
+NORM = ("weight", "bias", "running_mean", "running_var")
+LINEAR = ("weight", "bias")
 
 
-def _join(prefix: str, names: Iterable[str]) -> list[str]:
+def join(prefix: str, names: Iterable[str]) -> list[str]:
+    """``prefix.name`` of each name."""
     return [f"{prefix}.{name}" for name in names]
 
 
-def _count(keys: Iterable[str], prefix: str) -> int:
+def count_modules(keys: Iterable[str], prefix: str) -> int:
     """Number of repeated modules ``<prefix>.0``, ``<prefix>.1``, ...; at least 1."""
     pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
     found = (pattern.match(key) for key in keys)
@@ -42,13 +43,13 @@ def resnet_pairs(keys: Iterable[str]) -> Pairs:
     bottleneck = any(re.match(r"(layer|res)\d\.0\.conv3\.", key) for key in keys)
 
     def conv_and_norm(conv: str, norm: str, ours: str) -> Pairs:
-        norms = [(f"{norm}.{tensor}", f"{ours}.norm.{tensor}") for tensor in _NORM]
+        norms = [(f"{norm}.{tensor}", f"{ours}.norm.{tensor}") for tensor in NORM]
         return [(f"{conv}.weight", f"{ours}.weight"), *norms]
 
     pairs = conv_and_norm("conv1", "bn1", "stem.conv1")
     for stage in range(1, 5):
         theirs, ours = f"layer{stage}", f"res{stage + 1}"
-        for block in range(max(_count(keys, theirs), _count(keys, ours))):
+        for block in range(max(count_modules(keys, theirs), count_modules(keys, ours))):
             for conv in range(1, 4 if bottleneck else 3):
                 block_name = f"{theirs}.{block}"
                 pairs += conv_and_norm(
@@ -62,27 +63,28 @@ def resnet_pairs(keys: Iterable[str]) -> Pairs:
 
 
 def _attention_names(prefix: str) -> list[str]:
-    return _join(prefix, ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias"))
+    return join(prefix, ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias"))
 
 
 def _transformer_names(keys: list[str]) -> list[str]:
     names = []
     for part, attentions in (("encoder", ("self_attn",)), ("decoder", ("self_attn", "multihead_attn"))):
         stack = f"transformer.{part}"
-        for layer in range(_count(keys, f"{stack}.layers")):
+        for layer in range(count_modules(keys, f"{stack}.layers")):
             prefix = f"{stack}.layers.{layer}"
             for attention in attentions:
                 names += _attention_names(f"{prefix}.{attention}")
             norms = [f"norm{i + 1}" for i in range(len(attentions) + 1)]
             for module in ("linear1", "linear2", *norms):
-                names += _join(f"{prefix}.{module}", _LINEAR)
+                names += join(f"{prefix}.{module}", LINEAR)
         # Pre-norm models alone have a norm after the encoder.
         if part == "decoder" or f"{stack}.norm.weight" in keys:
-            names += _join(f"{stack}.norm", _LINEAR)
+            names += join(f"{stack}.norm", LINEAR)
     return names
 
 
-def _backbone_pairs(keys: Iterable[str], prefixes: tuple[str, ...]) -> Pairs:
+def backbone_pairs(keys: Iterable[str], prefixes: tuple[str, ...]) -> Pairs:
+    """The ResNet of a detector; the first of ``prefixes`` is theirs, the others may be ours."""
     bare = [key.removeprefix(prefix) for key in keys for prefix in prefixes if key.startswith(prefix)]
     return [(prefixes[0] + theirs, "backbone." + ours) for theirs, ours in resnet_pairs(bare)]
 
@@ -93,8 +95,8 @@ def detr_pairs(keys: Iterable[str]) -> Pairs:
     modules = ["input_proj", "class_embed", *(f"bbox_embed.layers.{i}" for i in range(3))]
     names = _transformer_names(keys) + ["query_embed.weight"]
     for module in modules:
-        names += _join(module, _LINEAR)
-    return [(name, name) for name in names] + _backbone_pairs(keys, ("backbone.0.body.", "backbone."))
+        names += join(module, LINEAR)
+    return [(name, name) for name in names] + backbone_pairs(keys, ("backbone.0.body.", "backbone."))
 
 
 def updetr_pairs(keys: Iterable[str]) -> Pairs:
@@ -103,7 +105,7 @@ def updetr_pairs(keys: Iterable[str]) -> Pairs:
     modules = ["patch2query"]
     if any(key.startswith("feature_align.") for key in keys):
         modules += ["feature_align.layers.0", "feature_align.layers.1"]
-    names = [name for module in modules for name in _join(module, _LINEAR)]
+    names = [name for module in modules for name in join(module, LINEAR)]
     return detr_pairs(keys) + [(name, name) for name in names]
 
 
@@ -111,7 +113,7 @@ def _mask_head_names() -> list[str]:
     modules = ["bbox_attention.q_linear", "bbox_attention.k_linear", "mask_head.out_lay"]
     modules += [f"mask_head.{kind}{i}" for kind in ("lay", "gn") for i in range(1, 6)]
     modules += [f"mask_head.adapter{i}" for i in range(1, 4)]
-    return [name for module in modules for name in _join(module, _LINEAR)]
+    return [name for module in modules for name in join(module, LINEAR)]
 
 
 def detr_panoptic_pairs(keys: Iterable[str]) -> Pairs:
@@ -209,5 +211,5 @@ def efficientnet_lite0_pairs(keys: Iterable[str]) -> Pairs:
     pairs = []
     for conv, norm, our_conv, our_norm in modules:
         pairs.append((f"{conv}.weight", f"backbone.{our_conv}.weight"))
-        pairs += [(f"{norm}.{tensor}", f"backbone.{our_norm}.{tensor}") for tensor in _NORM]
+        pairs += [(f"{norm}.{tensor}", f"backbone.{our_norm}.{tensor}") for tensor in NORM]
     return pairs

@@ -243,6 +243,10 @@ def _add_solver_config(cfg: CN) -> None:
     cfg.SOLVER.OPTIMIZER = "ADAMW"
     # Learning rate of the backbone relative to SOLVER.BASE_LR, with ADAMW.
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+    # Parts of names of the parameters that learn slower, with ADAMW (Deformable DETR: sampling offsets, reference
+    # points), and their learning rate relative to SOLVER.BASE_LR.
+    cfg.SOLVER.SLOW_PARAMETERS = ()
+    cfg.SOLVER.SLOW_MULTIPLIER = 0.1
     # Autocast type under SOLVER.AMP.ENABLED: "bfloat16" or "float16" (with loss scaling, CUDA only).
     cfg.SOLVER.AMP.DTYPE = "bfloat16"
 

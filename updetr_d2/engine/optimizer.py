@@ -37,15 +37,18 @@ def _build_unclipped(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     if cfg.SOLVER.OPTIMIZER != "ADAMW":
         raise ValueError(f"SOLVER.OPTIMIZER is '{cfg.SOLVER.OPTIMIZER}'; use ADAMW or SGD.")
 
-    def backbone_factor(parameter_name: str) -> float:
-        return cfg.SOLVER.BACKBONE_MULTIPLIER if parameter_name.startswith("backbone.") else 1.0
+    def factor(parameter_name: str) -> float:
+        if parameter_name.startswith("backbone."):
+            return cfg.SOLVER.BACKBONE_MULTIPLIER
+        slow = any(part in parameter_name for part in cfg.SOLVER.SLOW_PARAMETERS)
+        return cfg.SOLVER.SLOW_MULTIPLIER if slow else 1.0
 
     parameters = get_default_optimizer_params(
         model,
         base_lr=cfg.SOLVER.BASE_LR,
         weight_decay=cfg.SOLVER.WEIGHT_DECAY,
         weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
-        lr_factor_func=backbone_factor,
+        lr_factor_func=factor,
     )
     arguments = {"lr": cfg.SOLVER.BASE_LR, "weight_decay": cfg.SOLVER.WEIGHT_DECAY}
     try:

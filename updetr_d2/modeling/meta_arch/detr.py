@@ -74,7 +74,8 @@ class DETR(nn.Module):
             if name not in features:
                 key = "DETR.IN_FEATURE" if name == in_feature else "DEFORMABLE.IN_FEATURES"
                 raise ValueError(
-                    f"MODEL.{key} is '{name}', but the backbone returns only {sorted(features)}; add it to the backbone's OUT_FEATURES."
+                    f"MODEL.{key} is '{name}', but the backbone returns only {sorted(features)}; add it to the "
+                    "backbone's OUT_FEATURES."
                 )
         self.backbone = backbone
         self.in_feature = in_feature
