@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from updetr_d2 import add_updetr_config
 from updetr_d2.cli import train
 from updetr_d2.data.dataset_mappers.panoptic import PanopticDETRDatasetMapper
+from updetr_d2.modeling.outputs import Outputs
 
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
 
@@ -200,6 +201,16 @@ SMALL_PRETRAINING = (
     *("TEST.EVAL_PERIOD", "4"),
     *("SEED", "7"),
 )
+
+
+def outputs_of(heads: dict) -> Outputs:
+    """The outputs that a model's ``forward_heads`` has told as a dict."""
+    return Outputs(
+        heads["pred_logits"],
+        heads["pred_boxes"],
+        features=heads.get("pred_features"),
+        patch_features=heads.get("patch_features"),
+    )
 
 
 def write_photos(folder: Path, count: int) -> None:

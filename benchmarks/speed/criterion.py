@@ -11,6 +11,7 @@ from benchmarks.speed import matcher, synthetic
 from benchmarks.speed.reference_model import PlainCriterion
 from benchmarks.speed.timing import Measurement, measure_in_turn
 from updetr_d2.modeling.criterion import build_criterion
+from updetr_d2.modeling.outputs import Outputs
 
 # Relative difference of losses that rounding explains.
 TOLERANCE = 1e-4
@@ -30,10 +31,10 @@ def _measure(args: Namespace, cfg: CfgNode, batch_size: int) -> Measurement:
     plain = PlainCriterion(criterion)
     heads = synthetic.random_heads(cfg, batch_size=batch_size, device=device)
     targets = synthetic.random_targets(cfg, batch_size=batch_size, num_targets=args.targets, device=device)
-    functions = {"ours": forward_and_backward(lambda x: criterion(x, targets)[0], heads)}
+    functions = {"ours": forward_and_backward(lambda x: criterion(outputs_of(x), targets)[0], heads)}
     if args.compare:
         functions["reference"] = forward_and_backward(lambda x: plain(x, targets), heads)
-        assert_same_losses(criterion(heads, targets)[0], plain(heads, targets))
+        assert_same_losses(criterion(outputs_of(heads), targets)[0], plain(heads, targets))
     seconds = measure_in_turn(functions, repeats=args.repeats, warmup=args.warmup, clock=args.clock)
     return Measurement(
         f"criterion, {len(heads['pred_logits'])} layers, batch {batch_size}, {args.targets} targets",
@@ -41,6 +42,11 @@ def _measure(args: Namespace, cfg: CfgNode, batch_size: int) -> Measurement:
         seconds.get("reference", []),
         images=batch_size,
     )
+
+
+def outputs_of(heads: dict[str, Tensor]) -> Outputs:
+    """Heads by name as a model gives them."""
+    return Outputs(heads["pred_logits"], heads["pred_boxes"])
 
 
 def forward_and_backward(losses: Callable, heads: dict[str, Tensor]) -> Callable[[], None]:

@@ -37,14 +37,14 @@ def run(args: Namespace, cfg: CfgNode) -> list[Measurement]:
     query = torch.arange(args.targets, device=device).repeat(args.batch_size)
 
     def train_ours() -> None:
-        masks.of(image, query).square().mean().backward()
+        masks[image, query].square().mean().backward()
 
     def train_reference() -> None:
         plain_masks(masks)[image, query].square().mean().backward()
 
     @torch.no_grad()
     def infer_ours() -> Tensor:
-        return masks.all()
+        return masks[:]
 
     @torch.no_grad()
     def infer_reference() -> Tensor:

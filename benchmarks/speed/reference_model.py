@@ -16,10 +16,12 @@ from torch.nn import functional as F
 from benchmarks.speed.reference_losses import layer_losses
 from benchmarks.speed.reference_matching import match_layer, targets_of_images
 from updetr_d2.modeling.backbone import build_backbone
+from updetr_d2.modeling.loss_terms import SoftmaxClassLoss
 from updetr_d2.modeling.meta_arch import DETR, UPDETR
 from updetr_d2.modeling.meta_arch.detr import size_padding
 from updetr_d2.modeling.mlp import MLP
 from updetr_d2.modeling.targets import BatchTargets
+from updetr_d2.modeling.transformers import Transformer
 
 
 class PlainFrozenNorm(nn.Module):
@@ -144,7 +146,9 @@ class PlainCriterion(nn.Module):
     def __init__(self, criterion: nn.Module) -> None:
         super().__init__()
         self.weights = criterion.weights
-        self.class_weights = criterion.class_weights
+        self.class_weights = next(
+            term.class_weights for term in criterion.terms.values() if isinstance(term, SoftmaxClassLoss)
+        )
         self.hungarian = criterion.matcher
         self.matcher = match_layer  # to be replaced where it is timed
 
@@ -174,12 +178,16 @@ class PlainDETR(nn.Module):
 
     def __init__(self, model: DETR, cfg: CfgNode) -> None:
         super().__init__()
-        if type(model) not in (DETR, UPDETR):
-            raise ValueError(f"There is no reference for {type(model).__name__}: leave out --compare.")
+        if type(model) not in (DETR, UPDETR) or type(model.transformer) is not Transformer:
+            raise ValueError(
+                f"There is no reference for {type(model).__name__} on {type(model.transformer).__name__}: "
+                "leave out --compare."
+            )
         self.backbone = plain_backbone(cfg, model.backbone)
         self.transformer = PlainTransformer(model.transformer)
-        for name in ("input_proj", "query_embed", "class_embed", "bbox_embed", "position_encoding"):
+        for name in ("input_proj", "query_embed", "class_embed", "bbox_embed"):
             self.add_module(name, copy.deepcopy(getattr(model, name)))
+        self.position_encoding = copy.deepcopy(model.transformer.position_encoding)
         self.pixel_mean, self.pixel_std = model.pixel_mean, model.pixel_std
         self.in_feature = model.in_feature
         self.with_patches = isinstance(model, UPDETR)

@@ -7,13 +7,14 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
+from updetr_d2.modeling.fast.optimize import optimize_frozen
 from updetr_d2.modeling.targets import BatchTargets
 
 
 def build_random_model(cfg: CfgNode) -> nn.Module:
     """The model of a config with the same random weights every time, and BatchNorm statistics that matter."""
     torch.manual_seed(0)
-    model = build_model(cfg)
+    model = optimize_frozen(build_model(cfg))
     for module in model.modules():
         if isinstance(module, FrozenBatchNorm2d):
             module.weight.uniform_(0.3, 0.7)

@@ -85,10 +85,10 @@ def draw_training_step(cfg: CfgNode, model: nn.Module, photo: str) -> np.ndarray
     """One step of pre-training on a photo: patches as training augments them, the model's boxes, the matches."""
     np.random.seed(SEED)
     sample = build_mapper(cfg, is_train=True)({"file_name": photo})
-    heads = model.forward_heads([sample])
-    targets = model.prepare_targets([sample], heads)
+    outputs = model.compute_outputs(model.preprocess_images([sample]), [sample])
+    targets = model.prepare_targets([sample], outputs)
     matcher = build_matcher(cfg)
-    logits, boxes = heads["pred_logits"][-1:], heads["pred_boxes"][-1:]
+    logits, boxes = outputs.logits[-1:], outputs.boxes[-1:]
     matches = matcher(logits, boxes, targets)
     cost = matcher.cost(logits, boxes, targets)[0, 0]
 

@@ -3,11 +3,12 @@
 import pytest
 import torch
 import torchvision
-from helpers import random_instances, tiny_cfg
+from helpers import outputs_of, random_instances, tiny_cfg
 from scipy.optimize import linear_sum_assignment
 from torch.nn import functional as F
 
 from updetr_d2.modeling.criterion import SetCriterion, build_criterion
+from updetr_d2.modeling.loss_terms import BoxLoss, FeatureLoss, SoftmaxClassLoss
 from updetr_d2.modeling.matcher import HungarianMatcher
 from updetr_d2.modeling.targets import BatchTargets
 
@@ -17,8 +18,15 @@ WEIGHTS = {"loss_ce": 1.0, "loss_bbox": 5.0, "loss_giou": 2.0, "loss_feature": 1
 
 
 def build(**overrides):
-    args = {"num_classes": CLASSES, "matcher": HungarianMatcher(), "weights": WEIGHTS, **overrides}
-    return SetCriterion(**args)
+    terms = {"class": SoftmaxClassLoss(num_classes=CLASSES), "box": BoxLoss(), "feature": FeatureLoss()}
+    args = {"terms": terms, "matcher": HungarianMatcher(), "weights": WEIGHTS, **overrides}
+    criterion = SetCriterion(**args)
+
+    def on_heads(heads, targets):
+        return criterion(outputs_of(heads), targets)
+
+    on_heads.num_boxes = criterion.num_boxes
+    return on_heads
 
 
 def random_heads(layers=3, images=2, queries=6, feature_dim=None):
@@ -161,7 +169,7 @@ def test_config_sets_weights_and_no_object_coefficient():
     options = [x for name, key in keys.items() for x in (f"MODEL.CRITERION.{key}_WEIGHT", weights[name])]
     criterion = build_criterion(tiny_cfg("DETR", *options, "MODEL.CRITERION.EOS_COEF", 0.4))
     heads, targets = random_heads(feature_dim=7), random_targets(2, 3, feature_dim=7)
-    losses, _ = criterion(heads, targets)
+    losses, _ = criterion(outputs_of(heads), targets)
     for name, value in reference_losses(heads, targets, eos_coef=0.4)[-1].items():
         torch.testing.assert_close(losses[name], weights[name] * value)
 

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from updetr_d2.modeling import losses
+from updetr_d2.modeling.loss_terms import FocalClassLoss, SoftmaxClassLoss
 
 
 def test_classification_is_a_weighted_mean_within_each_layer():
@@ -57,4 +58,10 @@ def test_cardinality_error_by_hand():
     found, nothing = [5.0, 0.0], [0.0, 5.0]
     logits = torch.tensor([[found, found, nothing], [nothing, nothing, nothing]])
     # 2 found of 1, 0 found of 2.
-    assert float(losses.cardinality_error(logits, torch.tensor([1, 2]))) == 1.5
+    num_found = SoftmaxClassLoss(num_classes=1).num_predicted(logits)
+    assert float(losses.cardinality_error(num_found, torch.tensor([1, 2]))) == 1.5
+
+
+def test_a_sigmoid_above_one_half_is_a_predicted_object():
+    logits = torch.tensor([[[-1.0, 0.5], [-1.0, -2.0], [3.0, 3.0]]])
+    assert FocalClassLoss(num_classes=2).num_predicted(logits).tolist() == [2]

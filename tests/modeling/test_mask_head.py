@@ -64,7 +64,7 @@ class TestMaskHead:
     def test_equals_the_convolutions_on_everything_put_together(self, inputs):
         """The context's share of the first convolution may be computed once per image."""
         head = mask_head()
-        masks = QueryMasks(head, **inputs, padded_size=(88, 124)).all()
+        masks = QueryMasks(head, **inputs, padded_size=(88, 124))[:]
         assert masks.shape == (B, N, 22, 31)
         for b in range(B):
             for n in range(N):
@@ -80,7 +80,7 @@ class TestMaskHead:
     def test_chosen_queries_have_the_masks_that_they_have_among_all(self, inputs):
         masks = QueryMasks(mask_head(), **inputs, padded_size=(88, 124))
         image, query = torch.tensor([0, 1, 1]), torch.tensor([3, 0, 4])
-        torch.testing.assert_close(masks.of(image, query), masks.all()[image, query])
+        torch.testing.assert_close(masks[image, query], masks[:][image, query])
 
     def test_widths_and_names_are_the_official_ones(self):
         head = MaskHead(hidden_dim=256, num_heads=8, fpn_channels=(1024, 512, 256))

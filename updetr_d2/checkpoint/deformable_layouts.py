@@ -1,13 +1,12 @@
 """Tensor names of Deformable DETR's and DINO's checkpoints, each paired with its name in our models.
 
-As in ``layouts.py``, every ``*_pairs`` function finds the size of the model in the keys of a state dict. The official
-code registers heads in several places and writes them several times; those that the pairs do not name are copies.
+As in ``layouts.py``, every ``*_pairs`` function finds the size of the model in the keys of a state dict. The
+official code registers heads in several places and writes them several times; what the pairs do not name are copies.
 """
 
-import re
 from collections.abc import Iterable
 
-from updetr_d2.checkpoint.layouts import LINEAR, Pairs, backbone_pairs, count_modules, join
+from updetr_d2.checkpoint.layouts import LINEAR, Pairs, attention_names, backbone_pairs, count_modules, join
 
 _ATTENTION = ("sampling_offsets", "attention_weights", "value_proj", "output_proj")
 
@@ -27,7 +26,7 @@ def _transformer_names(keys: list[str]) -> list[str]:
     for layer in range(count_modules(keys, "transformer.decoder.layers")):
         prefix = f"transformer.decoder.layers.{layer}"
         names += _attention_names(f"{prefix}.cross_attn")
-        names += join(f"{prefix}.self_attn", ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias"))
+        names += attention_names(f"{prefix}.self_attn")
         for module in ("norm1", "norm2", "linear1", "linear2", "norm3"):
             names += join(f"{prefix}.{module}", LINEAR)
     return names
@@ -51,30 +50,34 @@ def deformable_detr_pairs(keys: Iterable[str]) -> Pairs:
     keys = list(keys)
     pairs = [(name, name) for name in _transformer_names(keys) + _input_names(keys)]
     two_stage = any(key.startswith("transformer.enc_output.") for key in keys)
-    # Only models that refine boxes have heads in the decoder; ours have them in a list then.
-    refine = any(re.match(r"transformer\.decoder\.bbox_embed\.|bbox_embed\.1\.", key) for key in keys)
-    if any(key.startswith("bbox_embed.layers.") for key in keys):  # ours, plain
-        refine = False
-    elif not any(key.startswith("transformer.decoder.bbox_embed.") for key in keys) and _plain_official(keys):
-        refine = False
-    modules = ["enc_output", "enc_output_norm", "pos_trans", "pos_trans_norm"] if two_stage else ["reference_points"]
+    modules = ["reference_points"]
+    if two_stage:
+        modules = ["enc_output", "enc_output_norm", "pos_trans", "pos_trans_norm"]
     for module in modules:
         pairs += [(name, name) for name in join(f"transformer.{module}", LINEAR)]
     if not two_stage or "query_embed.weight" in keys:
         pairs.append(("query_embed.weight", "query_embed.weight"))
-    if refine:
+    if _has_heads_of_layers(keys):
         for head in range(count_modules(keys, "class_embed")):
             names = join(f"class_embed.{head}", LINEAR) + _box_head_names(f"bbox_embed.{head}")
             pairs += [(name, name) for name in names]
     else:
-        pairs += list(zip(join("class_embed.0", LINEAR), join("class_embed", LINEAR)))
-        pairs += list(zip(_box_head_names("bbox_embed.0"), _box_head_names("bbox_embed")))
+        pairs += _shared_head_pairs()
     return pairs + backbone_pairs(keys, ("backbone.0.body.", "backbone."))
 
 
-def _plain_official(keys: list[str]) -> bool:
-    """Whether an official checkpoint has one head under several names."""
-    return any(key.startswith("class_embed.1.") for key in keys) and "transformer.reference_points.weight" in keys
+def _has_heads_of_layers(keys: list[str]) -> bool:
+    """Whether every layer has heads of its own. Plain official models write one pair of heads six times."""
+    official = any(key.startswith("backbone.0.body.") for key in keys)
+    return any(
+        key.startswith("transformer.decoder.bbox_embed." if official else "bbox_embed.1.") for key in keys
+    )
+
+
+def _shared_head_pairs() -> Pairs:
+    """One class and one box head, which official checkpoints have under the number of each layer."""
+    theirs = join("class_embed.0", LINEAR) + _box_head_names("bbox_embed.0")
+    return list(zip(theirs, join("class_embed", LINEAR) + _box_head_names("bbox_embed")))
 
 
 def dino_pairs(keys: Iterable[str]) -> Pairs:
@@ -88,6 +91,5 @@ def dino_pairs(keys: Iterable[str]) -> Pairs:
         names += join(f"transformer.decoder.ref_point_head.layers.{layer}", LINEAR)
     pairs = [(name, name) for name in names]
     pairs.append(("transformer.tgt_embed.weight", "query_embed.weight"))
-    pairs += list(zip(join("class_embed.0", LINEAR), join("class_embed", LINEAR)))
-    pairs += list(zip(_box_head_names("bbox_embed.0"), _box_head_names("bbox_embed")))
+    pairs += _shared_head_pairs()
     return pairs + backbone_pairs(keys, ("backbone.0.body.", "backbone."))

@@ -62,7 +62,8 @@ def resnet_pairs(keys: Iterable[str]) -> Pairs:
     return pairs
 
 
-def _attention_names(prefix: str) -> list[str]:
+def attention_names(prefix: str) -> list[str]:
+    """Tensors of PyTorch's multi-head attention."""
     return join(prefix, ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias"))
 
 
@@ -73,7 +74,7 @@ def _transformer_names(keys: list[str]) -> list[str]:
         for layer in range(count_modules(keys, f"{stack}.layers")):
             prefix = f"{stack}.layers.{layer}"
             for attention in attentions:
-                names += _attention_names(f"{prefix}.{attention}")
+                names += attention_names(f"{prefix}.{attention}")
             norms = [f"norm{i + 1}" for i in range(len(attentions) + 1)]
             for module in ("linear1", "linear2", *norms):
                 names += join(f"{prefix}.{module}", LINEAR)

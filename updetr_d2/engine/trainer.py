@@ -28,6 +28,7 @@ from updetr_d2.engine.optimizer import build_optimizer, full_model_clip_norm
 from updetr_d2.engine.preemption import PreemptionHook, StopSignals
 from updetr_d2.engine.train_loop import TrainLoop
 from updetr_d2.evaluation import build_evaluator
+from updetr_d2.modeling.fast.optimize import optimize_frozen
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +78,10 @@ class UPDETRTrainer(DefaultTrainer):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        return optimize_frozen(super().build_model(cfg))
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

@@ -18,6 +18,7 @@ from updetr_d2.data.datasets.classes import NUM_CLASSES_KEYS, derive_num_classes
 from updetr_d2.data.datasets.names import ensure_registered
 from updetr_d2.data.transforms.image_io import stack_to_tensor, to_tensor
 from updetr_d2.data.transforms.resize import DETRResize
+from updetr_d2.modeling.fast.optimize import optimize_frozen
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ def load_trained_model(cfg: CfgNode) -> nn.Module:
     """
     if not cfg.MODEL.WEIGHTS:
         raise ValueError("MODEL.WEIGHTS is empty; add MODEL.WEIGHTS and the checkpoint of a trained model.")
-    model = build_model(cfg).eval()
+    model = optimize_frozen(build_model(cfg)).eval()
     checkpointer = UPDETRCheckpointer(model)
     checkpointer.load(cfg.MODEL.WEIGHTS)
     if missing := checkpointer.parameters_not_loaded():

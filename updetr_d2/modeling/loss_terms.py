@@ -91,8 +91,8 @@ class FocalClassLoss(LossTerm):
         with torch.autocast(outputs.logits.device.type, enabled=False):
             logits = outputs.logits.float()
             classes = matched_classes(logits, targets, matches, no_object=self.num_classes)
-            values = losses.sigmoid_focal_loss(logits, classes, alpha=self.alpha, gamma=self.gamma)
-            return {"loss_ce": values / num_boxes}
+            values = losses.sigmoid_focal_loss(logits, classes, num_boxes, alpha=self.alpha, gamma=self.gamma)
+            return {"loss_ce": values}
 
     def num_predicted(self, logits: Tensor) -> Tensor:
         return (logits.amax(dim=-1) > 0).sum(dim=1)  # a probability above one half

@@ -3,6 +3,7 @@
 ``L`` decoder layers, ``B`` images, ``N`` queries, ``K`` classes, ``P`` matched pairs of all layers.
 """
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision import ops
@@ -34,25 +35,48 @@ def classification_loss(logits: Tensor, target_classes: Tensor, class_weights: T
     return losses.reshape(num_layers, -1).sum(dim=1) / weights.sum(dim=1)
 
 
-def sigmoid_focal_loss(logits: Tensor, target_classes: Tensor, *, alpha: float, gamma: float) -> Tensor:
-    """Focal loss of one sigmoid a class, summed in each layer (Lin et al., arXiv 1708.02002).
+def sigmoid_focal_loss(
+    logits: Tensor,
+    target_classes: Tensor,
+    num_boxes: Tensor | float,
+    *,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+) -> Tensor:
+    """Focal loss of K independent classes (Lin et al., ICCV 2017), summed in each layer, per matched box.
 
     Args:
-        logits: float32 ``[L, B, N, K]``.
-        target_classes: int64 ``[L, B, N]`` in [0, K]; K is none of the classes.
-        alpha: weight of a present class, 1 − alpha of an absent one.
-        gamma: exponent that plays easy cases down.
+        logits: ``[L, B, N, K]``.
+        target_classes: int64 ``[L, B, N]`` in [0, K]; K is "no object", a negative of every class.
+        num_boxes: what the sum is divided by, a number or a tensor ``[]``.
+        alpha: weight of positives; that of negatives is 1 − alpha.
+        gamma: the larger, the less easy examples count.
 
     Returns:
-        ``[L]``
+        float32 ``[L]``
     """
-    present = F.one_hot(target_classes, logits.shape[-1] + 1)[..., :-1].to(logits.dtype)
-    return ops.sigmoid_focal_loss(logits, present, alpha=alpha, gamma=gamma).flatten(1).sum(dim=1)
+    logits = logits.float()
+    classes = torch.arange(logits.shape[-1], device=logits.device)
+    targets = (target_classes[..., None] == classes).to(logits.dtype)
+    losses = ops.sigmoid_focal_loss(logits, targets, alpha=alpha, gamma=gamma, reduction="none")
+    return losses.flatten(1).sum(dim=1) / num_boxes
 
 
-def focal_class_cost(logits: Tensor, *, alpha: float, gamma: float) -> Tensor:
-    """What the focal loss of a present class costs more than that of an absent one, float32 like ``logits``."""
-    probability = logits.float().sigmoid()
+def focal_class_cost(logits: Tensor, labels: Tensor, *, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """What the focal loss changes by if a query gets a class instead of "no object" (Deformable DETR).
+
+    Args:
+        logits: ``[L, B, N, K]``.
+        labels: int64 ``[B, T]`` in [0, K).
+        alpha, gamma: as for :func:`sigmoid_focal_loss`.
+
+    Returns:
+        float32 ``[L, B, N, T]``
+    """
+    num_layers, _, num_queries, _ = logits.shape
+    labels = labels[None, :, None].expand(num_layers, -1, num_queries, -1)
+    probability = logits.float().gather(3, labels).sigmoid()
+    # The official code's bound on the logarithms: without it, certain classes would outweigh any box.
     positive = alpha * (1 - probability) ** gamma * -(probability + 1e-8).log()
     negative = (1 - alpha) * probability**gamma * -(1 - probability + 1e-8).log()
     return positive - negative

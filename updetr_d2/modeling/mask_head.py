@@ -154,7 +154,7 @@ class QueryMasks:
     padded_size: tuple[int, int]
 
     def __getitem__(self, index: tuple[Tensor, Tensor] | slice) -> Tensor:
-        """Mask logits ``[P, h', w']`` of ``[image, query]``, two int64 ``[P]``; all ``[B, N, h', w']`` of ``[:]``."""
+        """Mask logits ``[P, h', w']`` of ``[image, query]``, int64 ``[P]`` each; of ``[:]`` ``[B, N, h', w']``."""
         if isinstance(index, tuple):
             image, query = index
             return self.head(self.context, self.attention[image, query], image, self.fpn_features)

@@ -110,13 +110,14 @@ class HungarianMatcher:
             float32 ``[L, B, N, T]``; columns of padding are meaningless, pairs of different groups have
             the cost :data:`FORBIDDEN` where ``targets.group_size`` is given.
         """
-        if self.class_loss == "focal":
-            class_costs = focal_class_cost(logits, alpha=self.focal_alpha, gamma=self.focal_gamma)
-        else:
-            class_costs = -logits.float().softmax(dim=-1)
         num_layers, _, num_queries = logits.shape[:3]
-        labels = targets.labels[None, :, None].expand(num_layers, -1, num_queries, -1)
-        class_cost = class_costs.gather(3, labels)
+        if self.class_loss == "focal":
+            class_cost = focal_class_cost(
+                logits, targets.labels, alpha=self.focal_alpha, gamma=self.focal_gamma
+            )
+        else:
+            labels = targets.labels[None, :, None].expand(num_layers, -1, num_queries, -1)
+            class_cost = -logits.float().softmax(dim=-1).gather(3, labels)
         boxes = boxes.float()[:, :, :, None]
         target_boxes = targets.boxes[None, :, None]
         l1 = (boxes - target_boxes).abs().sum(dim=-1)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from helpers import RESNET18, WITHOUT_GRADIENT_AT_START, random_sample, tiny_model
 
-from updetr_d2.modeling.meta_arch.detr import padding_mask
+from updetr_d2.modeling.meta_arch.detr import padding_mask, resize_padding
+from updetr_d2.modeling.transformers.base import Pyramid
 
 LOSSES = {"loss_ce", "loss_bbox", "loss_giou"}
 
@@ -71,11 +72,17 @@ def test_padding_is_masked():
     model = tiny_model("DETR").eval()
     images = model.preprocess_images([random_sample(64, 64), random_sample(64, 128)])
     features = model.backbone(images.tensor)["res5"]
-    queries = model.query_embed.weight.expand(2, -1, -1)
+    levels = model.transformer.project(model.input_proj, [features])
+    queries = model.make_queries(())
+
+    def states(padding):
+        pyramid = Pyramid({}, levels, [resize_padding(padding, levels[0].shape[-2:])], 0, (64, 128))
+        return model.transformer.decode(pyramid, queries, model.class_embed, model.bbox_embed).states
+
     padding = torch.zeros(2, 64, 128, dtype=torch.bool)
-    unmasked, _ = model.run_transformer(features, padding, queries)
+    unmasked = states(padding)
     padding[0, :, 64:] = True
-    masked, _ = model.run_transformer(features, padding, queries)
+    masked = states(padding)
     assert not torch.allclose(masked[:, 0], unmasked[:, 0], atol=1e-3)
     torch.testing.assert_close(masked[:, 1], unmasked[:, 1])
 
@@ -87,7 +94,8 @@ def test_images_of_one_size_need_no_mask():
     images = model.preprocess_images(batch)
     assert padding_mask(images) is None
     no_padding = torch.zeros(2, 64, 96, dtype=torch.bool)
-    torch.testing.assert_close(model.detect(images.tensor, None), model.detect(images.tensor, no_padding))
+    without, with_mask = (model.detect(images.tensor, mask).as_dict() for mask in (None, no_padding))
+    torch.testing.assert_close(without, with_mask)
     assert padding_mask(model.preprocess_images([*batch, random_sample(64, 64)])).sum() == 64 * 32
 
 

@@ -82,7 +82,8 @@ class TestTraining:
         model.zero_grad()
         heads = model.forward_heads(batch)
         upsampled = F.interpolate(heads["pred_masks"], size=(64, 96), mode="bilinear", align_corners=False)
-        targets = model.prepare_targets(batch, model.compute_heads(model.preprocess_images(batch), batch))
+        outputs = model.compute_outputs(model.preprocess_images(batch), batch)
+        targets = model.prepare_targets(batch, outputs)
         matches = model.criterion.matcher(heads["pred_logits"], heads["pred_boxes"], targets)
         focal = dice = 0
         for layer, image, query, target in zip(matches.layer, matches.image, matches.query, matches.target):
@@ -161,10 +162,10 @@ class TestFrozenDetector:
     def test_the_detector_has_no_graph(self):
         model = panoptic_model("MODEL.MASK_HEAD.FREEZE_DETR", True)
         batch = [masked_sample()]
-        heads = model.compute_heads(model.preprocess_images(batch), batch)
-        assert not heads["pred_boxes"].requires_grad
-        assert not heads["query_masks"].context.requires_grad
-        assert heads["query_masks"].attention.requires_grad
+        outputs = model.compute_outputs(model.preprocess_images(batch), batch)
+        assert not outputs.boxes.requires_grad
+        assert not outputs.masks.context.requires_grad
+        assert outputs.masks.attention.requires_grad
 
     def test_starts_from_a_detector_with_the_same_boxes(self):
         detector = tiny_model("DETR", *OPTIONS).eval()

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from helpers import RESNET18, WITHOUT_GRADIENT_AT_START, random_sample, tiny_model
+from helpers import RESNET18, WITHOUT_GRADIENT_AT_START, outputs_of, random_sample, tiny_model
 
 DIVISORS_OF_100 = (1, 2, 4, 5, 10, 20, 25, 50, 100)
 
@@ -104,10 +104,10 @@ def test_a_box_found_by_the_query_of_another_patch_counts_unless_matched_within_
     model = tiny_model("UPDETR", *options)
     sample = random_sample(num_patches=5)
     heads = model.forward_heads([sample])
-    targets = model.prepare_targets([sample], heads)
+    targets = model.prepare_targets([sample], outputs_of(heads))
     found = targets.boxes.roll(1, dims=1).repeat_interleave(4, dim=1)  # each by the next patch's queries
     heads["pred_boxes"] = found.expand_as(heads["pred_boxes"])
-    losses, _ = model.criterion(heads, targets)
+    losses, _ = model.criterion(outputs_of(heads), targets)
     assert (losses["loss_bbox"] > 0.1) == within_groups
 
 
@@ -182,7 +182,7 @@ def test_patch_features_are_pooled_and_repeated_within_their_group():
     for patch in range(5):
         pooled = model.backbone(model.normalize(sample["patches"][patch : patch + 1]))["res5"].mean((2, 3))
         torch.testing.assert_close(features[0, patch], pooled[0])
-    queries = model.compose_queries(features)
+    queries = model.compose_queries(features).position(len(features))
     for query in range(20):
         expected = model.patch2query(features[0, query // 4]) + model.query_embed.weight[query]
         torch.testing.assert_close(queries[0, query], expected)
@@ -193,8 +193,8 @@ def test_mask_drops_whole_patch_vectors_of_single_queries():
     """Each query and image by itself, with the bias, without rescaling, in training only."""
     model = tiny_model("UPDETR", "MODEL.UPDETR.MASK_RATIO", 0.3)
     features = torch.randn(400, 5, 16)
-    patch_part = model.eval().compose_queries(features) - model.query_embed.weight
-    masked_part = model.train().compose_queries(features) - model.query_embed.weight
+    patch_part = model.eval().compose_queries(features).position(len(features)) - model.query_embed.weight
+    masked_part = model.train().compose_queries(features).position(len(features)) - model.query_embed.weight
     dropped = (masked_part.abs() < 1e-6).all(dim=-1)
     torch.testing.assert_close(masked_part[~dropped], patch_part[~dropped], atol=1e-5, rtol=1e-4)
     assert float(dropped.float().mean()) == pytest.approx(0.3, abs=0.03)  # 6 sigma of 8000 queries
@@ -202,7 +202,7 @@ def test_mask_drops_whole_patch_vectors_of_single_queries():
     assert (dropped.float().mean(dim=0) - 0.3).abs().max() < 0.12
     both = (dropped[:, 0::4] & dropped[:, 1::4]).float().mean()
     assert float(both) == pytest.approx(0.09, abs=0.04)
-    next_draw = model.compose_queries(features) - model.query_embed.weight
+    next_draw = model.compose_queries(features).position(len(features)) - model.query_embed.weight
     assert not torch.equal((next_draw.abs() < 1e-6).all(dim=-1), dropped)
 
 
@@ -211,7 +211,7 @@ def test_evaluation_masks_and_shuffles_nothing():
     model = tiny_model("UPDETR", "MODEL.UPDETR.MASK_RATIO", 0.9, "MODEL.UPDETR.QUERY_SHUFFLE", True).eval()
     features = torch.randn(3, 5, 16)
     expected = model.patch2query(features).repeat_interleave(4, dim=1) + model.query_embed.weight
-    torch.testing.assert_close(model.compose_queries(features), expected)
+    torch.testing.assert_close(model.compose_queries(features).position(len(features)), expected)
 
 
 @torch.no_grad()
@@ -222,7 +222,7 @@ def test_shuffle_permutes_the_query_embeddings_and_not_the_patches(shuffle):
     patch_part = model.patch2query(features).repeat_interleave(4, dim=1)
     orders = []
     for _ in range(2):
-        embeddings = model.compose_queries(features) - patch_part
+        embeddings = model.compose_queries(features).position(len(features)) - patch_part
         order = torch.cdist(embeddings, model.query_embed.weight.expand(3, -1, -1)).argmin(dim=-1)
         torch.testing.assert_close(embeddings, model.query_embed.weight[order], atol=1e-5, rtol=1e-4)
         assert sorted(order[0].tolist()) == list(range(20))
@@ -274,7 +274,7 @@ def test_trainable_cnn_gets_a_gradient_through_the_reconstruction_target():
     batch = [random_sample(64, 64, num_patches=5)]
     heads = model.forward_heads(batch)
     heads = {name: value if name == "patch_features" else value.detach() for name, value in heads.items()}
-    losses, _ = model.criterion(heads, model.prepare_targets(batch, heads))
+    losses, _ = model.criterion(outputs_of(heads), model.prepare_targets(batch, outputs_of(heads)))
     losses["loss_feature"].backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in model.backbone.parameters())
 
@@ -285,15 +285,15 @@ def test_reconstruction_target_is_the_feature_of_the_matched_patch():
     batch = [random_sample(64, 64, num_patches=5)]
     with torch.no_grad():
         heads = model.forward_heads(batch)
-    targets = model.prepare_targets(batch, heads)
+    targets = model.prepare_targets(batch, outputs_of(heads))
     matches = model.criterion.matcher(heads["pred_logits"], heads["pred_boxes"], targets)
     heads["pred_features"][matches.layer, matches.image, matches.query] = heads["patch_features"][
         matches.image, matches.target
     ]
-    losses, _ = model.criterion(heads, targets)
+    losses, _ = model.criterion(outputs_of(heads), targets)
     assert float(losses["loss_feature"]) == pytest.approx(0, abs=1e-6)
     heads["pred_features"] = heads["pred_features"].roll(1, dims=2)
-    losses, _ = model.criterion(heads, targets)
+    losses, _ = model.criterion(outputs_of(heads), targets)
     assert float(losses["loss_feature"]) > 0.01
 
 
@@ -317,7 +317,7 @@ def test_feature_losses_are_those_of_all_features(deep_supervision):
     batch = [random_sample(num_patches=5), random_sample(num_patches=5)]
     losses = model(batch)
     heads = model.forward_heads(batch)
-    expected, _ = model.criterion(heads, model.prepare_targets(batch, heads))
+    expected, _ = model.criterion(outputs_of(heads), model.prepare_targets(batch, outputs_of(heads)))
     torch.testing.assert_close(losses, expected)
 
 

@@ -245,6 +245,12 @@ class DETR(nn.Module):
         """Boxes and classes to learn."""
         return BatchTargets.from_instances([x["instances"] for x in batched_inputs], self.device)
 
+    def prepare_targets(self, batched_inputs: list[dict], outputs: Outputs) -> BatchTargets:
+        """Everything that there is to learn about ``outputs`` of a batch."""
+        targets = self.box_targets(batched_inputs)
+        self.add_targets(targets, batched_inputs, outputs)
+        return targets
+
     def add_targets(self, targets: BatchTargets, batched_inputs: list[dict], outputs: Outputs) -> None:
         """Add to ``targets`` what a task learns beside classes and boxes."""
 

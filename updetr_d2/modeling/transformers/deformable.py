@@ -82,8 +82,8 @@ class DeformableTransformer(DetectionTransformer):
         recompute_encoder: see :class:`Transformer`.
 
     Raises:
-        ValueError: if ``two_stage`` lacks ``box_refine``, there are fewer levels than features, or C is no multiple
-            of what it must be.
+        ValueError: if ``two_stage`` lacks ``box_refine``, there are fewer levels than features, or C is not a
+            multiple of 32.
     """
 
     # Of the encoding of image positions.
