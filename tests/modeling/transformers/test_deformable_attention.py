@@ -205,8 +205,8 @@ def test_a_new_module_looks_in_a_direction_a_head(coordinates):
     directions = torch.tensor([(1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1)]).float()
     expected = directions[:, None, None] * torch.tensor([1.0, 2.0, 3.0])[:, None]
     torch.testing.assert_close(bias, expected.expand(8, 2, 3, 2), rtol=0, atol=1e-5)
-    # Every position counts the same, whatever the query. The points of head 0 lie to the right of a reference: by 1,
-    # 2 and 3 pixels of a point, by 1/3, 2/3 and 3/3 of half its width of a box.
+    # Every position counts the same, whatever the query. The points of head 0 lie to the right of the reference:
+    # by 1, 2 and 3 pixels of a point, by 1/3, 2/3 and 3/3 of half its width of a box.
     query = torch.randn(1, 1, 16)
     assert torch.equal(module.attention_weights(query), torch.zeros(1, 1, 48))
     reference = torch.tensor([0.5, 0.5, 0.2, 0.4][:coordinates]).expand(1, 1, 2, coordinates)

@@ -161,8 +161,8 @@ class MultiScaleDeformableAttention(nn.Module):
 class _LevelAttention(torch.autograd.Function):
     """Weighted sums at positions of one level, as bags of table rows: four corners a point.
 
-    The backward pass computes rows and bilinear weights again. The gradient of the values is a sum of bags as well:
-    of the queries that look at a token, found by sorting the points by their upper left corner.
+    The backward pass computes rows and bilinear weights again. The gradient of the values is a sum of bags as
+    well: of the queries that look at a token, found by sorting the points by their upper left corner.
     """
 
     @staticmethod
