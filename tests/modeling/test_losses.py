@@ -58,3 +58,40 @@ def test_cardinality_error_by_hand():
     logits = torch.tensor([[found, found, nothing], [nothing, nothing, nothing]])
     # 2 found of 1, 0 found of 2.
     assert float(losses.cardinality_error(logits, torch.tensor([1, 2]))) == 1.5
+
+
+def focal_by_hand(logit, positive):
+    """One logit's focal loss with the usual α 0.25 and γ 2."""
+    p = 1 / (1 + math.exp(-logit))
+    return -0.25 * (1 - p) ** 2 * math.log(p) if positive else -0.75 * p**2 * math.log(1 - p)
+
+
+def test_focal_loss_by_hand():
+    # Layer 0: one query of class 1, one "no object" (2). Layer 1: both "no object".
+    logits = torch.tensor([[[[0.0, 2.0], [-3.0, 1.0]]], [[[0.5, -0.5], [4.0, 0.0]]]])
+    loss = losses.sigmoid_focal_loss(logits, torch.tensor([[[1, 2]], [[2, 2]]]), 4.0)
+    expected = [
+        focal_by_hand(2.0, True) + sum(focal_by_hand(x, False) for x in (0.0, -3.0, 1.0)),
+        sum(focal_by_hand(x, False) for x in (0.5, -0.5, 4.0, 0.0)),
+    ]
+    torch.testing.assert_close(loss, torch.tensor(expected) / 4)
+
+
+def test_focal_cost_is_the_change_of_the_loss():
+    logits = torch.randn(2, 3, 4, 5)
+    labels = torch.randint(5, (3, 6))
+    cost = losses.focal_class_cost(logits, labels)
+    assert cost.shape == (2, 3, 4, 6)
+    for layer, image, query, target in [(0, 0, 0, 0), (1, 2, 3, 5), (0, 1, 2, 4), (1, 0, 3, 1)]:
+        logit = logits[layer, image, query, labels[image, target]].item()
+        expected = focal_by_hand(logit, True) - focal_by_hand(logit, False)
+        assert cost[layer, image, query, target].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_focal_terms_are_finite_for_extreme_logits_and_in_bfloat16():
+    logits = torch.tensor([[[[1e4, -1e4]]]], dtype=torch.bfloat16, requires_grad=True)
+    loss = losses.sigmoid_focal_loss(logits, torch.tensor([[[1]]]), torch.tensor(1.0))
+    loss.sum().backward()
+    assert loss.dtype == torch.float32
+    assert loss.isfinite().all() and logits.grad.isfinite().all()
+    assert losses.focal_class_cost(logits, torch.tensor([[0, 1]])).isfinite().all()

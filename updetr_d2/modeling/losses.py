@@ -3,8 +3,10 @@
 ``L`` decoder layers, ``B`` images, ``N`` queries, ``K`` classes, ``P`` matched pairs of all layers.
 """
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision import ops
 
 from updetr_d2.modeling.box_ops import cxcywh_to_xyxy, generalized_iou
 
@@ -31,6 +33,54 @@ def classification_loss(logits: Tensor, target_classes: Tensor, class_weights: T
     )
     weights = class_weights[target_classes].reshape(num_layers, -1)
     return losses.reshape(num_layers, -1).sum(dim=1) / weights.sum(dim=1)
+
+
+def sigmoid_focal_loss(
+    logits: Tensor,
+    target_classes: Tensor,
+    num_boxes: Tensor | float,
+    *,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+) -> Tensor:
+    """Focal loss of K independent classes (Lin et al., ICCV 2017), summed in each layer, per matched box.
+
+    Args:
+        logits: ``[L, B, N, K]``.
+        target_classes: int64 ``[L, B, N]`` in [0, K]; K is "no object", a negative of every class.
+        num_boxes: what the sum is divided by, a number or a tensor ``[]``.
+        alpha: weight of positives; that of negatives is 1 − alpha.
+        gamma: the larger, the less easy examples count.
+
+    Returns:
+        float32 ``[L]``
+    """
+    logits = logits.float()
+    classes = torch.arange(logits.shape[-1], device=logits.device)
+    targets = (target_classes[..., None] == classes).to(logits.dtype)
+    losses = ops.sigmoid_focal_loss(logits, targets, alpha=alpha, gamma=gamma, reduction="none")
+    return losses.flatten(1).sum(dim=1) / num_boxes
+
+
+def focal_class_cost(logits: Tensor, labels: Tensor, *, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """What the focal loss changes by if a query gets a class instead of "no object" (Deformable DETR).
+
+    Args:
+        logits: ``[L, B, N, K]``.
+        labels: int64 ``[B, T]`` in [0, K).
+        alpha, gamma: as for :func:`sigmoid_focal_loss`.
+
+    Returns:
+        float32 ``[L, B, N, T]``
+    """
+    num_layers, _, num_queries, _ = logits.shape
+    labels = labels[None, :, None].expand(num_layers, -1, num_queries, -1)
+    logits = logits.float().gather(3, labels)
+    positive, negative = (
+        ops.sigmoid_focal_loss(logits, targets, alpha=alpha, gamma=gamma)
+        for targets in (torch.ones_like(logits), torch.zeros_like(logits))
+    )
+    return positive - negative
 
 
 def box_l1_loss(boxes: Tensor, target_boxes: Tensor) -> Tensor:
