@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from detectron2.config import CfgNode, get_cfg
 
-from benchmarks.speed import criterion, data, inference, mask_head, matcher, scale, step
+from benchmarks.speed import criterion, data, deformable_attention, inference, mask_head, matcher, scale, step
 from benchmarks.speed.report import environment, table, write_json
 from benchmarks.speed.timing import Clock
 from updetr_d2 import add_updetr_config
@@ -29,6 +29,7 @@ COMMANDS = {
     "matcher": matcher,
     "criterion": criterion,
     "mask-head": mask_head,
+    "deformable-attention": deformable_attention,
     "inference": inference,
     "scale": scale,
 }

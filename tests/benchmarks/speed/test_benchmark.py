@@ -101,6 +101,16 @@ def test_mask_head_measures_matched_queries_and_all(tmp_path):
     ]
 
 
+def test_deformable_attention_compares_tokens_and_object_queries(tmp_path):
+    report = run(tmp_path, "deformable-attention", "--image-sizes", "16", "--queries", "5")
+    assert [row["name"] for row in report["measurements"]] == [
+        f"16 px, {queries}, {part}"
+        for queries in ("7 tokens", "5 object queries")
+        for part in ("forward", "forward and backward")
+    ]
+    assert all(row["ratio"] for row in report["measurements"])
+
+
 def test_inference_compares_whole_predictions(tmp_path):
     small = ("MODEL.RESNETS.DEPTH", "18")
     (row,) = run(tmp_path, "inference", "--image-size", "64", "96", *small)["measurements"]
