@@ -1,7 +1,7 @@
 """Tensor names of Deformable DETR's and DINO's checkpoints, each paired with its name in our models.
 
 As in ``layouts.py``, every ``*_pairs`` function finds the size of the model in the keys of a state dict. The
-official code registers heads in several places and writes them several times; what the pairs do not name are copies.
+official code registers heads in several places and writes them several times; what no pair names is a copy.
 """
 
 from collections.abc import Iterable

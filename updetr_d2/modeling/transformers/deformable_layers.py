@@ -62,7 +62,7 @@ class Tokens:
         return self.in_levels(self.centers())
 
     def in_levels(self, reference: Tensor) -> Tensor:
-        """Points or boxes ``[B, N, 2 or 4]`` in the valid image -> fractions of each padded level ``[B, N, V, *]``."""
+        """Points or boxes ``[B, N, 2 or 4]`` in the valid image -> those of each padded level ``[B, N, V, *]``."""
         valid = self.valid if reference.shape[-1] == 2 else self.valid.repeat(1, 1, 2)
         return reference[:, :, None] * valid[:, None]
 
