@@ -1,4 +1,4 @@
-"""From a run, or a config and a checkpoint, to a model that takes images: what users, demos and export begin with."""
+"""From a run, or a config and a checkpoint, to a model that takes images: for users, demos and export."""
 
 import os
 from collections.abc import Sequence
