@@ -15,6 +15,7 @@ from updetr_d2.checkpoint import run_files
 from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
 from updetr_d2.config import add_updetr_config
 from updetr_d2.config.access import get_value
+from updetr_d2.config.files import find_config_file
 from updetr_d2.data.dataset_mappers.oneshot import cut_patch
 from updetr_d2.data.datasets.names import ensure_registered
 from updetr_d2.data.transforms.image_io import read_image_rgb, stack_to_tensor, to_tensor
@@ -27,7 +28,7 @@ from updetr_d2.tasks.findings import Findings
 ImageLike = str | os.PathLike | Image.Image | np.ndarray
 
 
-def setup_inference_config(config_file: str, options: list[str]) -> CfgNode:
+def setup_inference_config(config_file: str, options: Sequence) -> CfgNode:
     """Read and check a config; its data sets are used for their class names only and may be missing.
 
     Args:
@@ -48,9 +49,11 @@ def setup_inference_config(config_file: str, options: list[str]) -> CfgNode:
     except (AssertionError, KeyError) as error:  # Detectron2's: no such file; yacs's: no such key
         raise ValueError(f"{config_file}: {error.args[0]}") from error
     try:
-        cfg.merge_from_list(options)
+        cfg.merge_from_list(list(options))
     except (AssertionError, KeyError) as error:  # yacs's way of saying that a key or value is wrong
-        raise ValueError(f"The options {' '.join(options)} are not KEY VALUE pairs: {error}") from error
+        raise ValueError(
+            f"The options {' '.join(map(str, options))} are not KEY VALUE pairs: {error}"
+        ) from error
     check_config(cfg)
     task = task_of(cfg)
     key = task.num_classes_key(cfg)
@@ -148,7 +151,8 @@ class Predictor:
         Raises:
             ValueError: if a key or value is wrong, or the checkpoint is of another model.
         """
-        return cls(setup_inference_config(str(config), [*options, "MODEL.WEIGHTS", str(weights)]))
+        config_file = find_config_file(os.fspath(config))
+        return cls(setup_inference_config(config_file, [*options, "MODEL.WEIGHTS", str(weights)]))
 
     def __call__(
         self,
