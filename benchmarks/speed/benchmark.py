@@ -20,7 +20,7 @@ from benchmarks.speed import criterion, data, deformable_attention, inference, m
 from benchmarks.speed.report import environment, table, write_json
 from benchmarks.speed.timing import Clock
 from updetr_d2 import add_updetr_config
-from updetr_d2.config.checks import check_config
+from updetr_d2.tasks import check_config
 
 # Subcommand -> its module, with add_arguments(parser) and run(args, cfg) -> list[Measurement].
 COMMANDS = {
