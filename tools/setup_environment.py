@@ -10,6 +10,7 @@ The first two are repeated whenever the pins change. On Linux the first installs
 requirements-lock.txt; --no-hashes at its end installs requirements.txt without (mirrors with files of their own).
 """
 
+import importlib.metadata
 import importlib.util
 import shutil
 import subprocess
@@ -36,12 +37,14 @@ environments = [
     "sys_platform == 'linux' and platform_machine == 'aarch64' and python_full_version < '3.13'",
 ]
 """
-# Modules that importing the package takes, and where they come from; pip would replace another build of OpenCV.
+# Modules that building and importing the package take, and where they come from; pip would replace another build of OpenCV.
 NEEDED = {
+    "setuptools": "setuptools",
     **{name: name for name in ("torch", "torchvision", "detectron2", "fvcore", "scipy", "pycocotools")},
     "cv2": "opencv-python-headless",
     "panopticapi": "panopticapi-lite",
 }
+OLDEST_SETUPTOOLS = 77  # that of pyproject.toml
 SUPPORTED = ((3, 10), (3, 11), (3, 12))
 
 
@@ -124,6 +127,12 @@ def install_into_own_environment() -> None:
         sys.exit(
             f"{sys.executable} has no {', '.join(missing)}: install them first, or run `make setup` without "
             "PYTHON to get an environment with everything."
+        )
+    # Without build isolation, so that nothing is downloaded: pip takes the setuptools that is there.
+    if int(importlib.metadata.version("setuptools").split(".")[0]) < OLDEST_SETUPTOOLS:
+        sys.exit(
+            f"setuptools of {sys.executable} is too old for this package's pyproject.toml: "
+            f"`pip install 'setuptools>={OLDEST_SETUPTOOLS}'` there first."
         )
     install_package(Path(sys.executable))
 

@@ -14,5 +14,5 @@ except ImportError as error:
 from updetr_d2 import data, modeling  # noqa: F401  (registration)
 from updetr_d2.config import add_updetr_config
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["add_updetr_config"]

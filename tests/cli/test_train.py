@@ -4,9 +4,11 @@ import logging
 
 import pytest
 import torch
+from detectron2.engine import default_argument_parser
 from helpers import tiny_cfg, tiny_model
 
 from updetr_d2.cli import train
+from updetr_d2.config.files import get_config_file
 from updetr_d2.engine.trainer import kept_config
 
 
@@ -26,3 +28,14 @@ def test_an_evaluation_says_that_weights_are_random(tmp_path, caplog, monkeypatc
     with caplog.at_level(logging.WARNING, "updetr_d2"):
         train_net.evaluate(cfg, resume=False)
     assert ("class_embed.weight, are not in MODEL.WEIGHTS" in caplog.text) != fits
+
+
+def test_a_recipe_is_found_by_its_name_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "quickstart/detr_lite0_scenes_detection.yaml"
+    options = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "OUTPUT_DIR", str(tmp_path / "run")]
+    args = default_argument_parser().parse_args(["--config-file", name, *options])
+    assert train.setup(args).MODEL.META_ARCHITECTURE == "DETR"
+    # The log of a run names the file that was read, so that the run can be repeated from elsewhere.
+    assert f"config_file='{get_config_file(name)}'" in (tmp_path / "run" / "log.txt").read_text()
+    assert args.config_file == name

@@ -1,12 +1,12 @@
 """Run a trained model on images: pictures of what it finds, and its predictions in COCO's results format.
 
-    python tools/demo.py --config-file output/run/config.yaml --output output/demo photos/ 'more/*.jpg' one.png \\
+    updetr demo --config-file output/run/config.yaml --output output/demo photos/ 'more/*.jpg' one.png \\
         MODEL.WEIGHTS output/run/model_final.pth
 
 IMAGES are files, folders (with their sub-folders) and patterns (quote them; ** reaches into sub-folders). A
 pre-trained UPDETR looks for patches, each a whole image or a box (pixels, X0 Y0 X1 Y1) of one:
 
-    python tools/demo.py --config-file configs/pretrain/... --query-image dog.jpg --query-box 10 20 90 120 \\
+    updetr demo --config-file configs/pretrain/... --query-image dog.jpg --query-box 10 20 90 120 \\
         --output output/demo photos/ MODEL.WEIGHTS output/pretrain/model_final.pth
 
 A OneShotDETR looks for objects of the class that the patches show, several of them being views of one class.

@@ -1,6 +1,6 @@
 """Write a trained DETR as an ONNX file that takes any batch and any image size.
 
-    python tools/export.py --config-file output/run/config.yaml --output detr.onnx \\
+    updetr export --config-file output/run/config.yaml --output detr.onnx \\
         MODEL.WEIGHTS output/run/model_final.pth
 
 Inputs:

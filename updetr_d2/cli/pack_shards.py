@@ -1,7 +1,7 @@
 """Pack images into tar shards that DATASETS.TRAIN takes as "shards:DIR/{000000..000099}.tar".
 
-    python tools/pack_shards.py /data/photos /data/shards
-    python tools/pack_shards.py imagenet_train_unlabeled coco_2017_train /data/shards --shard-mb 500
+    updetr pack-shards /data/photos /data/shards
+    updetr pack-shards imagenet_train_unlabeled coco_2017_train /data/shards --shard-mb 500
 
 The files go in as they are, in random order, so that each shard is a sample of the whole. Beside each shard
 lies its index (NAME.tar.index.npz); sources.tsv tells which file became which member. Labels are not packed.
