@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: the recipes of ``configs/`` become the folder ``updetr_d2/configs`` of the package."""
+"""What pyproject.toml cannot say: the recipes of ``configs/`` become ``updetr_d2/configs`` of the package."""
 
 from setuptools import find_packages, setup
 

@@ -37,7 +37,8 @@ environments = [
     "sys_platform == 'linux' and platform_machine == 'aarch64' and python_full_version < '3.13'",
 ]
 """
-# Modules that building and importing the package take, and where they come from; pip would replace another build of OpenCV.
+# Modules that building and importing the package take, and where they come from; pip would replace another build
+# of OpenCV.
 NEEDED = {
     "setuptools": "setuptools",
     **{name: name for name in ("torch", "torchvision", "detectron2", "fvcore", "scipy", "pycocotools")},
