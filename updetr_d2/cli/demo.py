@@ -52,7 +52,8 @@ def list_images(arguments: Sequence[str]) -> list[str]:
     files: dict[str, None] = {}
     for argument in arguments:
         if os.path.isdir(argument):
-            files |= dict.fromkeys(item["file_name"] for item in load_image_folder(argument))
+            folder = load_image_folder(argument)
+            files |= dict.fromkeys(folder[i]["file_name"] for i in range(len(folder)))
             continue
         matches = [argument] if os.path.isfile(argument) else sorted(glob.glob(argument, recursive=True))
         matches = [match for match in matches if os.path.isfile(match)]

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from webdataset import ShardWriter
 
 import updetr_d2  # noqa: F401  (registers the data sets)
-from updetr_d2.data.datasets.names import load_dataset_dicts
+from updetr_d2.data.datasets.names import DatasetDicts, load_dataset_dicts
 from updetr_d2.data.datasets.shard_index import PREFIX, write_index_beside
 from updetr_d2.data.transforms.image_io import UnusableImageError, read_image_rgb
 
@@ -70,7 +70,7 @@ class PartialShards:
 
 
 def pack(
-    dataset: Sequence[dict],
+    dataset: DatasetDicts,
     folder: Path,
     *,
     max_bytes: float,
@@ -90,7 +90,9 @@ def pack(
     Returns:
         the shards, and the files left out with reasons.
     """
-    order = range(len(dataset)) if seed < 0 else np.random.default_rng(seed).permutation(len(dataset))
+    order = list(range(len(dataset)))
+    if seed >= 0:
+        order = np.random.default_rng(seed).permutation(len(dataset)).tolist()
     left_out: dict[str, str] = {}
     partial = PartialShards(folder)
     writer = None
@@ -119,7 +121,7 @@ def pack(
 
 
 def _read_all(
-    dataset: Sequence[dict], order: Sequence[int], left_out: dict[str, str], *, check: bool
+    dataset: DatasetDicts, order: Sequence[int], left_out: dict[str, str], *, check: bool
 ) -> Iterator[tuple[str, bytes]]:
     """Give names and contents of the files; those that cannot be used go to ``left_out``."""
     for index in tqdm(order, unit=" images", disable=None):

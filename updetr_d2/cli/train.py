@@ -67,7 +67,9 @@ def evaluate(cfg: CfgNode, resume: bool) -> dict:
     if random := checkpointer.parameters_not_loaded():
         logger.warning(
             "%d parameters, such as %s, are not in MODEL.WEIGHTS '%s': their random values are evaluated.",
-            *(len(random), random[0], checkpointer.resumed_from or cfg.MODEL.WEIGHTS),
+            len(random),
+            random[0],
+            checkpointer.resumed_from or cfg.MODEL.WEIGHTS,
         )
     results = UPDETRTrainer.test(cfg, model)
     if comm.is_main_process():

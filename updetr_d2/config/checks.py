@@ -5,7 +5,9 @@ instead of hours later, in the first evaluation. What Detectron2 or PyTorch woul
 naming the key, is checked here.
 """
 
+from collections.abc import Collection, Iterable
 from itertools import pairwise
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -153,7 +155,7 @@ def _check_detr(cfg: CfgNode) -> None:
             build_detr_augmentations(cfg, is_train)
 
 
-def _value(cfg: CfgNode, key: str):
+def _value(cfg: CfgNode, key: str) -> Any:
     node = cfg
     for part in key.split("."):
         node = node[part]
@@ -164,11 +166,11 @@ def _check_registered(key: str, name: str, registry: Registry) -> None:
     _check_choice(key, name, sorted(registered for registered, _ in registry))
 
 
-def _check_choice(key: str, value: str, choices) -> None:
+def _check_choice(key: str, value: str, choices: Collection[str]) -> None:
     _check(value in choices, f"{key} is '{value}'; use one of {_listed(choices)}.")
 
 
-def _listed(values) -> str:
+def _listed(values: Iterable[object]) -> str:
     return ", ".join(str(value) for value in values)
 
 

@@ -2,7 +2,8 @@
 
 import logging
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from detectron2.utils import comm
 from torch import nn
@@ -113,7 +114,7 @@ def _not_finite(scalars: dict[str, float]) -> str:
     return ", ".join(f"{name} = {value}" for name, value in scalars.items() if not math.isfinite(value))
 
 
-def _try_to_save(save, *args, **kwargs) -> None:
+def _try_to_save(save: Callable[..., str], *args: Any, **kwargs: Any) -> None:
     """Save for reproduction; failing to do so must not hide why the run stops."""
     try:
         logger.warning("Saved %s", save(*args, **kwargs))

@@ -20,7 +20,12 @@ from updetr_d2.config.schedule import derive_schedule
 from updetr_d2.data.dataset_mappers import build_mapper
 from updetr_d2.data.datasets.classes import check_class_ids
 from updetr_d2.data.datasets.names import load_dataset_dicts
-from updetr_d2.data.loading.build import build_test_loader, build_train_loader, load_training_set
+from updetr_d2.data.loading.build import (
+    TestLoader,
+    build_test_loader,
+    build_train_loader,
+    load_training_set,
+)
 from updetr_d2.engine.compilation import compile_parts
 from updetr_d2.engine.finite_check import FiniteCheck
 from updetr_d2.engine.hooks import CheckpointHook, MetricsWriter, QueryPatchPictures, SkippedFilesReport
@@ -83,7 +88,7 @@ class UPDETRTrainer(DefaultTrainer):
         return build_optimizer(cfg, model)
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> TestLoader:
         return build_test_loader(cfg, dataset_name, mapper=build_mapper(cfg, is_train=False))
 
     @classmethod

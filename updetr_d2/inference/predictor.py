@@ -112,7 +112,7 @@ class Predictor:
             "width": image.shape[1],
         }
         if patches is not None:
-            sample["patches"] = stack_to_tensor(patches, self._format)
+            sample["patches"] = stack_to_tensor(list(patches), self._format)
         output = self.model([sample])[0]
         output["instances"] = output["instances"].to("cpu")
         return output

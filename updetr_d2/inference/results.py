@@ -67,7 +67,7 @@ class PredictedClasses:
             to_contiguous = self.metadata.get("thing_dataset_id_to_contiguous_id") or {
                 i: i for i in range(len(self.names))
             }
-            self.ids = sorted(to_contiguous, key=to_contiguous.get)
+            self.ids = sorted(to_contiguous, key=to_contiguous.__getitem__)
 
     def name(self, class_id: int) -> str:
         return self.names[class_id] if class_id < len(self.names) else f"class {class_id}"
