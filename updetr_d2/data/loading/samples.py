@@ -256,7 +256,7 @@ def try_to_map(
                 return skipped
             if delay is None:
                 return skipped._replace(reason=f"{skipped.reason}, tried {retry.retries + 1} times")
-            logger.info("Trying %s again in %g s: %s", *(skipped.file_name, delay, skipped.reason))
+            logger.info("Trying %s again in %g s: %s", skipped.file_name, delay, skipped.reason)
             time.sleep(delay)
         else:
             return _skipped(dataset_dict) if sample is None else sample
