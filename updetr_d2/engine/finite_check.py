@@ -87,7 +87,8 @@ class FiniteCheck:
             scalars = {**reports[rank].losses, **reports[rank].checked}
             _try_to_save(
                 save_bad_batch,
-                *(self.output_dir, batch),
+                self.output_dir,
+                batch,
                 **{"iteration": iteration, "rank": rank, "seed": seed, "scalars": scalars},
             )
         if self.output_dir and stops and comm.is_main_process():
@@ -105,7 +106,9 @@ class FiniteCheck:
             )
         logger.warning(
             "%s Left out, as %d of at most %d (SOLVER.SKIP_NONFINITE_STEPS).",
-            *(message, self.num_skipped, self.max_skipped),
+            message,
+            self.num_skipped,
+            self.max_skipped,
         )
         return False
 
