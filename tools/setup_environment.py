@@ -116,8 +116,18 @@ def install_detectron2(python: Path) -> None:
     options = ("--no-deps", "--only-binary=:all:", "--implementation", "cp", "--python-version", "3.10")
     requirements = ROOT / "requirements-detectron2.txt"
     run(
-        *(python, "-m", "pip", "install", "--disable-pip-version-check", "--upgrade", "--require-hashes"),
-        *(*options, "--target", site_packages, "-r", requirements),
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--disable-pip-version-check",
+        "--upgrade",
+        "--require-hashes",
+        *options,
+        "--target",
+        site_packages,
+        "-r",
+        requirements,
     )
 
 
@@ -140,8 +150,16 @@ def install_into_own_environment() -> None:
 
 def install_package(python: Path) -> None:
     run(
-        *(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"),
-        *("--no-deps", "--no-build-isolation", "--editable", ROOT),
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--no-build-isolation",
+        "--editable",
+        ROOT,
     )
 
 
