@@ -64,9 +64,10 @@ lock: $(READY)  ## write requirements-lock.txt anew, after a change of requireme
 docs-check: $(READY)  ## what the documentation names exists
 	$(PYTEST) tests/docs/test_docs.py
 
-lint: $(READY)  ## ruff: rules and format
+lint: $(READY)  ## ruff: rules and format; mypy: types
 	$(RUN) -m ruff check $(SOURCES)
 	$(RUN) -m ruff format --check $(SOURCES)
+	$(RUN) -m mypy
 
 format: $(READY)  ## let ruff mend what it can
 	$(RUN) -m ruff check --fix $(SOURCES)

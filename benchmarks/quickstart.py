@@ -38,7 +38,9 @@ def main() -> None:
     before = evaluate_patches("before", BACKBONE)
     pretrained = train(
         "Pre-train the transformer: find where random patches of an image come from",
-        *("pretrain", PRETRAIN_CONFIG, BACKBONE),
+        "pretrain",
+        PRETRAIN_CONFIG,
+        BACKBONE,
     )
     after = evaluate_patches("after", pretrained)
     train("Fine-tune for detection from the pre-trained transformer", "finetune", FINETUNE_CONFIG, pretrained)

@@ -122,7 +122,7 @@ def cut_query(
         raise VisitorError(
             "There is no box yet: draw one on the picture with the mouse, or enter its corners."
         )
-    x0, y0, x1, y1 = (int(value) for value in box)
+    x0, y0, x1, y1 = (int(value) for value in box if value is not None)
     smallest = model.cfg.INPUT.QUERY_PATCH.MIN_SIZE
     if 0 <= x1 - x0 < smallest or 0 <= y1 - y0 < smallest:
         raise VisitorError(

@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 # Gradio and what it brings along read these when they are imported.
 os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_OFFLINE="1")
@@ -43,13 +44,13 @@ CSS = """
 """
 
 
-def uploaded_file(self: gr.Image, payload) -> str | None:
+def uploaded_file(self: gr.Image, payload: Any) -> str | None:
     return None if payload is None else payload.path
 
 
 # Gradio would open pictures itself, and tell visitors the name of a temporary file if one is damaged. Functions
 # get the file as it was uploaded instead. A subclass would make Gradio write a .pyi file beside this one.
-gr.Image.preprocess = uploaded_file
+gr.Image.preprocess = uploaded_file  # type: ignore[method-assign]  # on purpose, see above
 
 
 def in_page(answer: Callable) -> Callable:
@@ -173,7 +174,7 @@ def examples(model: DemoModel) -> list[list[str]]:
     return [[name] for name in model.example_files(NUM_EXAMPLES)]
 
 
-TABS = {
+TABS: dict[str, tuple[str, Callable[..., object]]] = {
     "patches": ("Find a patch", patches_tab),
     "detection": (
         "Detection",
@@ -214,7 +215,7 @@ def quickstart_models(folder: Path) -> dict[str, tuple[str, str]]:
     for tab, run in QUICKSTART_RUNS.items():
         files = (folder / run / "config.yaml", folder / run / "model_final.pth")
         if all(file.exists() for file in files):
-            models[tab] = tuple(str(file) for file in files)
+            models[tab] = str(files[0]), str(files[1])
     if not models:
         raise ValueError(
             "There is no trained model in output/quickstart yet: run `make quickstart` first (it takes minutes), "

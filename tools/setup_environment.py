@@ -10,6 +10,7 @@ The first two are repeated whenever the pins change. On Linux the first installs
 requirements-lock.txt; --no-hashes at its end installs requirements.txt without (mirrors with files of their own).
 """
 
+import importlib.metadata
 import importlib.util
 import shutil
 import subprocess
@@ -36,11 +37,14 @@ environments = [
     "sys_platform == 'linux' and platform_machine == 'aarch64' and python_full_version < '3.14'",
 ]
 """
-# Modules that importing the package takes, and where they come from; pip would replace another build of OpenCV.
+# Modules that building and importing the package take, and where they come from; pip would replace another build
+# of OpenCV.
 NEEDED = {
+    "setuptools": "setuptools",
     **{name: name for name in ("torch", "torchvision", "detectron2", "fvcore", "scipy", "pycocotools")},
     "cv2": "opencv-python-headless",
 }
+OLDEST_SETUPTOOLS = 77  # that of pyproject.toml
 SUPPORTED = ((3, 10), (3, 11), (3, 12), (3, 13))
 
 
@@ -111,8 +115,18 @@ def install_detectron2(python: Path) -> None:
     options = ("--no-deps", "--only-binary=:all:", "--implementation", "cp", "--python-version", "3.10")
     requirements = ROOT / "requirements-detectron2.txt"
     run(
-        *(python, "-m", "pip", "install", "--disable-pip-version-check", "--upgrade", "--require-hashes"),
-        *(*options, "--target", site_packages, "-r", requirements),
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--disable-pip-version-check",
+        "--upgrade",
+        "--require-hashes",
+        *options,
+        "--target",
+        site_packages,
+        "-r",
+        requirements,
     )
 
 
@@ -124,13 +138,27 @@ def install_into_own_environment() -> None:
             f"{sys.executable} has no {', '.join(missing)}: install them first, or run `make setup` without "
             "PYTHON to get an environment with everything."
         )
+    # Without build isolation, so that nothing is downloaded: pip takes the setuptools that is there.
+    if int(importlib.metadata.version("setuptools").split(".")[0]) < OLDEST_SETUPTOOLS:
+        sys.exit(
+            f"setuptools of {sys.executable} is too old for this package's pyproject.toml: "
+            f"`pip install 'setuptools>={OLDEST_SETUPTOOLS}'` there first."
+        )
     install_package(Path(sys.executable))
 
 
 def install_package(python: Path) -> None:
     run(
-        *(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"),
-        *("--no-deps", "--no-build-isolation", "--editable", ROOT),
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--no-build-isolation",
+        "--editable",
+        ROOT,
     )
 
 

@@ -20,7 +20,7 @@ from updetr_d2.engine.trainer import UPDETRTrainer
 from updetr_d2.inference.predictor import Predictor
 from updetr_d2.tasks import build_evaluator, build_mapper, build_test_loader
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Predictor",
     "UPDETRTrainer",

@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -205,7 +205,7 @@ class Trainings:
     def __enter__(self) -> "Trainings":
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         try:
             for future in self.started:
                 future.result()
@@ -224,7 +224,7 @@ class Trainings:
         """Train with a config, or go on with it, once ``after`` is done; the result is in ``folder``."""
         command = ["tools/train_net.py", "--config-file", config, "--resume", "MODEL.WEIGHTS", weights]
         side_by_side = self.jobs > 1
-        options = {
+        options: dict[str, Any] = {
             "result": folder / "model_final.pth",
             "log": self.output / f"{folder.name}.log" if side_by_side else None,
             "threads": max(1, (os.cpu_count() or 1) // self.jobs) if side_by_side else 0,
@@ -239,7 +239,7 @@ class Trainings:
         return self.started[-1]
 
 
-def step(title: str, command: list, *, result: Path, **options) -> None:
+def step(title: str, command: list, *, result: Path, **options: Any) -> None:
     run_step(title, command, result=result, again="python tools/transfer_benchmark.py", **options)
 
 
@@ -284,7 +284,7 @@ def measure(runs: Runs, folders: list[Path]) -> dict:
     metrics = TASKS[runs.task].metrics
     values = [last_values(curves_of(folder), metrics) for folder in folders]
     if runs.task == DETECTION:
-        values = [value | any_class_values(folder) for value, folder in zip(values, folders)]
+        values = [{**value, **any_class_values(folder)} for value, folder in zip(values, folders)]
     row = {"labeled_scenes": runs.labeled_scenes, "start": runs.start, "seeds": len(folders)}
     row |= {metric: [value[metric] for value in values] for metric in values[0]}
     return row | {"mean_curves": mean_curves(folders, metrics)}
@@ -294,7 +294,7 @@ def report(output: Path, runs: dict[Runs, list[Path]], patches: dict, seconds: f
     """Print the tables; write results.json and learning_curves_COUNT.png."""
     print("\n=== Query patch detection on held-out scenes, in percent")
     print(tabulate([(name, *values.values()) for name, values in patches.items()], ("", *PATCH_METRICS)))
-    results = {"query_patches": patches, "seconds": round(seconds)}
+    results: dict[str, Any] = {"query_patches": patches, "seconds": round(seconds)}
     for key, folders in runs.items():
         results.setdefault(key.task, []).append(measure(key, folders))
     for task in dict.fromkeys(key.task for key in runs):

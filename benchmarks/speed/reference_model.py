@@ -86,14 +86,16 @@ class PlainLayer(nn.Module):
     ) -> Tensor:
         own_padding = padding if self.multihead_attn is None else None
         x = self.block(
-            *(1, x),
+            1,
+            x,
             lambda y: self.self_attn(
                 y + position, y + position, value=y, attn_mask=mask, key_padding_mask=own_padding
             )[0],
         )
         if self.multihead_attn is not None:
             x = self.block(
-                *(2, x),
+                2,
+                x,
                 lambda y: self.multihead_attn(
                     y + position, memory + memory_position, value=memory, key_padding_mask=padding
                 )[0],

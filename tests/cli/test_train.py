@@ -4,9 +4,11 @@ import logging
 
 import pytest
 import torch
+from detectron2.engine import default_argument_parser
 from helpers import tiny_cfg, tiny_model
 
 from updetr_d2.cli import train
+from updetr_d2.config.files import get_config_file
 from updetr_d2.engine.trainer import kept_config
 
 
@@ -26,3 +28,15 @@ def test_an_evaluation_says_that_weights_are_random(tmp_path, caplog, monkeypatc
     with caplog.at_level(logging.WARNING, "updetr_d2"):
         train_net.evaluate(cfg, resume=False)
     assert ("class_embed.weight, are not in MODEL.WEIGHTS" in caplog.text) != fits
+
+
+def test_a_recipe_is_found_by_its_name_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    opened_for_log = []
+    monkeypatch.setattr(train, "default_setup", lambda cfg, args: opened_for_log.append(args.config_file))
+    monkeypatch.setattr(train, "setup_logger", lambda *_, **__: None)  # would take the logs of other tests
+    name = "quickstart/detr_lite0_scenes_detection.yaml"
+    args = default_argument_parser().parse_args(["--config-file", name, "OUTPUT_DIR", str(tmp_path / "run")])
+    assert train.setup(args).MODEL.META_ARCHITECTURE == "DETR"
+    assert opened_for_log == [get_config_file(name)]
+    assert args.config_file == name

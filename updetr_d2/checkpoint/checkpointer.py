@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import META_ARCH_REGISTRY
@@ -35,7 +36,7 @@ class UPDETRCheckpointer(DetectionCheckpointer):
     loaded_keys: frozenset[str] | set[str] = frozenset()
     resumed_from: str | None = None
 
-    def save(self, name: str, **kwargs) -> None:
+    def save(self, name: str, **kwargs: Any) -> None:
         """Write a checkpoint, then the file that names it as the last one; both whole or not at all.
 
         Raises:
@@ -101,7 +102,7 @@ class UPDETRCheckpointer(DetectionCheckpointer):
             f"and name it in {run_files.LAST_CHECKPOINT}, or start again without --resume."
         )
 
-    def load(self, path: str, *args, **kwargs) -> dict:
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict:
         """As Detectron2's.
 
         Raises:
@@ -132,7 +133,7 @@ class UPDETRCheckpointer(DetectionCheckpointer):
     def _torch_load(self, f: str) -> dict:
         return load_state_file(f)
 
-    def _load_model(self, checkpoint: dict):
+    def _load_model(self, checkpoint: dict) -> Any:
         kind, ours = checkpoint.get("meta_architecture"), type(self.model).__name__
         if self.resumed_from and kind not in (None, ours):
             raise CheckpointError(
@@ -156,7 +157,7 @@ class UPDETRCheckpointer(DetectionCheckpointer):
         """Names of the model's parameters that the last file did not give."""
         return [name for name, _ in self.model.named_parameters() if name not in self.loaded_keys]
 
-    def _log_loaded(self, left_out: list[str], incompatible) -> None:
+    def _log_loaded(self, left_out: list[str], incompatible: Any) -> None:
         wrong_shape = {key for key, *_ in incompatible.incorrect_shapes}
         names = set(self.model.state_dict())
         loaded = names & set(self._weights)

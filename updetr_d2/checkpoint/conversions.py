@@ -260,8 +260,9 @@ def _mismatch_message(state: StateDict, source: str, report: ConversionReport) -
 def _class_head(model: StateDict) -> tuple[str, coco_head.Rows]:
     """Prefix of the class head in either layout, with its weight and bias (nothing if it is not whole)."""
     prefix = next((p for p in ("class_embed.", "detr.class_embed.") if f"{p}bias" in model), "")
-    head = {name: model.get(f"{prefix}{name}") for name in ("weight", "bias")}
-    return prefix, head if all(tensor is not None for tensor in head.values()) else {}
+    names = ("weight", "bias")
+    is_whole = all(f"{prefix}{name}" in model for name in names)
+    return prefix, {name: model[f"{prefix}{name}"] for name in names} if is_whole else {}
 
 
 def _keep_coco_rows(model: StateDict, report: ConversionReport) -> coco_head.Rows | None:

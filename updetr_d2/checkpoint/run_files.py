@@ -5,7 +5,7 @@ import os
 import re
 import zipfile
 from collections.abc import Callable, Iterator
-from typing import BinaryIO
+from typing import IO
 
 import torch
 
@@ -27,7 +27,7 @@ def numbered_name(iteration: int) -> str:
     return f"model_{iteration:07d}"
 
 
-def write_atomically(path: str, write: Callable[[BinaryIO], object]) -> None:
+def write_atomically(path: str, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file of a run by :func:`~updetr_d2.utils.files.replacing`.
 
     Args:
@@ -111,7 +111,7 @@ def checkpoints_before(folder: str, name: str) -> list[str]:
     """
     iterations = _iterations(folder)
     damaged = _NUMBERED.fullmatch(name)
-    names = sorted(iterations, key=iterations.get, reverse=True)
+    names = sorted(iterations, key=iterations.__getitem__, reverse=True)
     if damaged:
         names = [each for each in names if iterations[each] < int(damaged[1])]
     final = f"{FINAL_NAME}.pth"  # of a shorter schedule, if it is not the damaged one
@@ -127,7 +127,7 @@ def remove_old_checkpoints(folder: str, newest: int, keep: int) -> None:
         keep: numbered checkpoints to keep up to and with this one, at least 1.
     """
     iterations = {name: number for name, number in _iterations(folder).items() if number < newest}
-    for name in sorted(iterations, key=iterations.get, reverse=True)[keep - 1 :]:
+    for name in sorted(iterations, key=iterations.__getitem__, reverse=True)[keep - 1 :]:
         try:
             os.remove(os.path.join(folder, name))
         except OSError as error:

@@ -30,6 +30,13 @@ def main(argv: list[str] | None = None) -> int | None:
     if name not in COMMANDS:
         print(f"updetr: there is no command '{name}'.\n\n{usage()}", file=sys.stderr)
         return 2
-    module, function, _ = COMMANDS[name]
+    module_name, function, _ = COMMANDS[name]
     sys.argv[0] = f"updetr {name}"  # what the command's own help calls it
-    return getattr(importlib.import_module(f"updetr_d2.cli.{module}"), function)(arguments)
+    try:
+        module = importlib.import_module(f"updetr_d2.cli.{module_name}")
+    except ModuleNotFoundError as error:  # of an extra
+        if (error.name or "").startswith("updetr_d2"):
+            raise
+        print(f"updetr {name} needs the Python package '{error.name}'; install it first.", file=sys.stderr)
+        return 1
+    return getattr(module, function)(arguments)

@@ -1,8 +1,8 @@
 """Convert checkpoints of other projects into files for MODEL.WEIGHTS, or ours into the official layout.
 
-    python tools/convert_weights.py --source up-detr up-detr-pre-training-60ep-imagenet.pth updetr.pth
-    python tools/convert_weights.py --source detr --reverse output/model_final.pth official_layout.pth
-    python tools/convert_weights.py --source efficientnet-lite0 package lite0.pth
+    updetr convert --source up-detr up-detr-pre-training-60ep-imagenet.pth updetr.pth
+    updetr convert --source detr --reverse output/model_final.pth official_layout.pth
+    updetr convert --source efficientnet-lite0 package lite0.pth
 
 Every tensor is accounted for: kept, renamed, dropped (and why) or missing. No code in the input is run.
 """

@@ -1,6 +1,6 @@
 """Draw learning curves of one or more runs from their ``metrics.json``.
 
-    python tools/plot_curves.py output/finetune output/scratch --labels pre-trained "from scratch" \\
+    updetr curves output/finetune output/scratch --labels pre-trained "from scratch" \\
         --metric bbox/AP bbox/AP50 --output curves.png
 
 Every metric gets a panel, every run a line. Names are those in metrics.json: bbox/AP, query_patch/AP,

@@ -1,12 +1,12 @@
 """Run a trained model on images: pictures of what it finds, and its predictions in COCO's results format.
 
-    python tools/demo.py --config-file output/run/config.yaml --output output/demo photos/ 'more/*.jpg' one.png \\
+    updetr demo --config-file output/run/config.yaml --output output/demo photos/ 'more/*.jpg' one.png \\
         MODEL.WEIGHTS output/run/model_final.pth
 
 IMAGES are files, folders (with their sub-folders) and patterns (quote them; ** reaches into sub-folders). A
 pre-trained UPDETR looks for patches, each a whole image or a box (pixels, X0 Y0 X1 Y1) of one:
 
-    python tools/demo.py --config-file configs/pretrain/... --query-image dog.jpg --query-box 10 20 90 120 \\
+    updetr demo --config-file configs/pretrain/... --query-image dog.jpg --query-box 10 20 90 120 \\
         --output output/demo photos/ MODEL.WEIGHTS output/pretrain/model_final.pth
 
 A OneShotDETR looks for objects of the class that the patches show, several of them being views of one class.
@@ -52,7 +52,8 @@ def list_images(arguments: Sequence[str]) -> list[str]:
     files: dict[str, None] = {}
     for argument in arguments:
         if os.path.isdir(argument):
-            files |= dict.fromkeys(item["file_name"] for item in load_image_folder(argument))
+            folder = load_image_folder(argument)
+            files |= dict.fromkeys(folder[i]["file_name"] for i in range(len(folder)))
             continue
         matches = [argument] if os.path.isfile(argument) else sorted(glob.glob(argument, recursive=True))
         matches = [match for match in matches if os.path.isfile(match)]

@@ -1,6 +1,6 @@
 """Write a trained DETR as an ONNX file that takes any batch and any image size.
 
-    python tools/export.py --config-file output/run/config.yaml --output detr.onnx \\
+    updetr export --config-file output/run/config.yaml --output detr.onnx \\
         MODEL.WEIGHTS output/run/model_final.pth
 
 Inputs:
@@ -47,7 +47,7 @@ class TensorDETR(nn.Module):
         return self.model.forward_tensors(images, sizes)
 
 
-def export_onnx(model: DETR, path: str, *, metadata: dict[str, str] | None = None) -> None:
+def export_onnx(model: nn.Module, path: str, *, metadata: dict[str, str] | None = None) -> None:
     """Write ``model`` as ONNX, see the head of this file.
 
     Args:
@@ -58,7 +58,7 @@ def export_onnx(model: DETR, path: str, *, metadata: dict[str, str] | None = Non
     Raises:
         ValueError: for a model of another kind.
     """
-    if type(model) is not DETR:
+    if not isinstance(model, DETR) or type(model) is not DETR:
         raise ValueError(
             f"Only MODEL.META_ARCHITECTURE DETR can be exported, not {type(model).__name__}; of a PanopticDETR "
             "the boxes can, with MODEL.META_ARCHITECTURE DETR."
@@ -82,6 +82,7 @@ def export_onnx(model: DETR, path: str, *, metadata: dict[str, str] | None = Non
             output_names=["logits", "boxes"],
             dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic}, {0: dynamic}),
         )
+    assert program is not None  # as dynamo=True says
     program.model.metadata_props.update({"size_divisibility": str(divisor), **(metadata or {})})
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     program.save(path)

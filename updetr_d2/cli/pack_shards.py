@@ -1,7 +1,7 @@
 """Pack images into tar shards that DATASETS.TRAIN takes as "shards:DIR/{000000..000099}.tar".
 
-    python tools/pack_shards.py /data/photos /data/shards
-    python tools/pack_shards.py imagenet_train_unlabeled coco_2017_train /data/shards --shard-mb 500
+    updetr pack-shards /data/photos /data/shards
+    updetr pack-shards imagenet_train_unlabeled coco_2017_train /data/shards --shard-mb 500
 
 The files go in as they are, in random order, so that each shard is a sample of the whole. Beside each shard
 lies its index (NAME.tar.index.npz); sources.tsv tells which file became which member. Labels are not packed.
@@ -21,7 +21,7 @@ from tqdm import tqdm
 from webdataset import ShardWriter
 
 import updetr_d2  # noqa: F401  (registers the data sets)
-from updetr_d2.data.datasets.names import load_dataset_dicts
+from updetr_d2.data.datasets.names import DatasetDicts, load_dataset_dicts
 from updetr_d2.data.datasets.shard_index import PREFIX, write_index_beside
 from updetr_d2.data.transforms.image_io import UnusableImageError, read_image_rgb
 
@@ -70,7 +70,7 @@ class PartialShards:
 
 
 def pack(
-    dataset: Sequence[dict],
+    dataset: DatasetDicts,
     folder: Path,
     *,
     max_bytes: float,
@@ -90,7 +90,9 @@ def pack(
     Returns:
         the shards, and the files left out with reasons.
     """
-    order = range(len(dataset)) if seed < 0 else np.random.default_rng(seed).permutation(len(dataset))
+    order = list(range(len(dataset)))
+    if seed >= 0:
+        order = np.random.default_rng(seed).permutation(len(dataset)).tolist()
     left_out: dict[str, str] = {}
     partial = PartialShards(folder)
     writer = None
@@ -119,7 +121,7 @@ def pack(
 
 
 def _read_all(
-    dataset: Sequence[dict], order: Sequence[int], left_out: dict[str, str], *, check: bool
+    dataset: DatasetDicts, order: Sequence[int], left_out: dict[str, str], *, check: bool
 ) -> Iterator[tuple[str, bytes]]:
     """Give names and contents of the files; those that cannot be used go to ``left_out``."""
     for index in tqdm(order, unit=" images", disable=None):

@@ -1,6 +1,6 @@
 """Write what a run was and what came of it as one HTML page that can be kept, mailed and opened anywhere.
 
-    python tools/report.py output/finetune output/scratch --labels pre-trained "from scratch" --output report.html
+    updetr report output/finetune output/scratch --labels pre-trained "from scratch" --output report.html
 
 Works for every task, also while a run goes on. The page holds results, learning curves, the command to repeat the
 run, what its config changes of the recipe and the full config, the environment, and the pictures of the run's

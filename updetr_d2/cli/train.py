@@ -1,11 +1,11 @@
 """Pre-train, fine-tune or evaluate a model: Detectron2's command line, for all tasks of updetr_d2.
 
-    python tools/train_net.py --config-file configs/pretrain/updetr_r50_imagenet_60ep.yaml --num-gpus 8 \\
+    updetr train --config-file pretrain/updetr_r50_imagenet_60ep.yaml --num-gpus 8 \\
         DATASETS.TRAIN '("folder:/data/photos",)' DATASETS.TEST '("folder:/data/others",)' OUTPUT_DIR output/photos
 
 ``--resume`` continues an interrupted run; SIGTERM and Ctrl-C save a checkpoint and exit with code 75.
 ``--eval-only`` evaluates MODEL.WEIGHTS (or, with ``--resume``, the last checkpoint).
-``torchrun --nproc_per_node 8 tools/train_net.py ...`` works as well.
+``torchrun --nproc_per_node 8 --no-python updetr train ...`` works as well.
 """
 
 import logging
@@ -34,7 +34,9 @@ def setup(args: Namespace) -> CfgNode:
     """Read and check the config, start logging, register the data sets that it names."""
     cfg = get_cfg()
     add_updetr_config(cfg)
-    cfg.merge_from_file(find_config_file(args.config_file))
+    # Detectron2's set-up opens the file as well, to log it.
+    args = Namespace(**{**vars(args), "config_file": find_config_file(args.config_file)})
+    cfg.merge_from_file(args.config_file)
     try:
         cfg.merge_from_list(args.opts)
     except ValueError as error:  # yacs's, of a value of another type
@@ -64,7 +66,9 @@ def evaluate(cfg: CfgNode, resume: bool) -> dict:
     if random := checkpointer.parameters_not_loaded():
         logger.warning(
             "%d parameters, such as %s, are not in MODEL.WEIGHTS '%s': their random values are evaluated.",
-            *(len(random), random[0], checkpointer.resumed_from or cfg.MODEL.WEIGHTS),
+            len(random),
+            random[0],
+            checkpointer.resumed_from or cfg.MODEL.WEIGHTS,
         )
     results = UPDETRTrainer.test(cfg, model)
     if comm.is_main_process():

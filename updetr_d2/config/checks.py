@@ -5,7 +5,9 @@ instead of hours later, in the first evaluation. What Detectron2 or PyTorch woul
 naming the key, is checked here.
 """
 
+from collections.abc import Collection, Iterable
 from itertools import pairwise
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -19,19 +21,43 @@ from updetr_d2.modeling.criterion import CRITERION_REGISTRY
 from updetr_d2.modeling.matcher import MATCHER_REGISTRY
 
 _AT_LEAST_1 = (
-    *("MODEL.DETR.NUM_QUERIES", "MODEL.DETR.HIDDEN_DIM", "MODEL.DETR.NHEADS", "MODEL.DETR.DEC_LAYERS"),
-    *("MODEL.DETR.DIM_FEEDFORWARD", "DATALOADER.MAX_CONSECUTIVE_FAILURES", "TEST.ONESHOT.NUM_QUERIES"),
+    "MODEL.DETR.NUM_QUERIES",
+    "MODEL.DETR.HIDDEN_DIM",
+    "MODEL.DETR.NHEADS",
+    "MODEL.DETR.DEC_LAYERS",
+    "MODEL.DETR.DIM_FEEDFORWARD",
+    "DATALOADER.MAX_CONSECUTIVE_FAILURES",
+    "TEST.ONESHOT.NUM_QUERIES",
 )
 _AT_LEAST_0 = (
-    *("MODEL.DETR.NUM_CLASSES", "MODEL.DETR.ENC_LAYERS", "MODEL.MASK_HEAD.MIN_SEGMENT_AREA"),
-    *("MODEL.MATCHER.COST_CLASS", "MODEL.MATCHER.COST_BBOX", "MODEL.MATCHER.COST_GIOU"),
-    *("MODEL.CRITERION.CLASS_WEIGHT", "MODEL.CRITERION.BBOX_WEIGHT", "MODEL.CRITERION.GIOU_WEIGHT"),
-    *("MODEL.CRITERION.FEATURE_WEIGHT", "MODEL.CRITERION.MASK_WEIGHT", "MODEL.CRITERION.DICE_WEIGHT"),
-    *("DATALOADER.NUM_WORKERS", "DATALOADER.MIXED_SHARDS"),
-    *("DATALOADER.READ_RETRIES", "DATALOADER.READ_RETRY_DELAY"),
-    *("SOLVER.WEIGHT_DECAY", "SOLVER.WARMUP_ITERS", "SOLVER.BACKBONE_MULTIPLIER"),
-    *("SOLVER.EPOCHS", "SOLVER.CHECKPOINT_EPOCHS", "SOLVER.KEEP_CHECKPOINTS", "SOLVER.SKIP_NONFINITE_STEPS"),
-    *("TEST.EVAL_EPOCHS", "TEST.EVAL_PERIOD", "TEST.VIS_IMAGES", "TEST.ONESHOT.SEED", "VIS_PERIOD"),
+    "MODEL.DETR.NUM_CLASSES",
+    "MODEL.DETR.ENC_LAYERS",
+    "MODEL.MASK_HEAD.MIN_SEGMENT_AREA",
+    "MODEL.MATCHER.COST_CLASS",
+    "MODEL.MATCHER.COST_BBOX",
+    "MODEL.MATCHER.COST_GIOU",
+    "MODEL.CRITERION.CLASS_WEIGHT",
+    "MODEL.CRITERION.BBOX_WEIGHT",
+    "MODEL.CRITERION.GIOU_WEIGHT",
+    "MODEL.CRITERION.FEATURE_WEIGHT",
+    "MODEL.CRITERION.MASK_WEIGHT",
+    "MODEL.CRITERION.DICE_WEIGHT",
+    "DATALOADER.NUM_WORKERS",
+    "DATALOADER.MIXED_SHARDS",
+    "DATALOADER.READ_RETRIES",
+    "DATALOADER.READ_RETRY_DELAY",
+    "SOLVER.WEIGHT_DECAY",
+    "SOLVER.WARMUP_ITERS",
+    "SOLVER.BACKBONE_MULTIPLIER",
+    "SOLVER.EPOCHS",
+    "SOLVER.CHECKPOINT_EPOCHS",
+    "SOLVER.KEEP_CHECKPOINTS",
+    "SOLVER.SKIP_NONFINITE_STEPS",
+    "TEST.EVAL_EPOCHS",
+    "TEST.EVAL_PERIOD",
+    "TEST.VIS_IMAGES",
+    "TEST.ONESHOT.SEED",
+    "VIS_PERIOD",
     "INPUT.QUERY_PATCH.EVAL_SEED",
 )
 _FRACTIONS = ("MODEL.MASK_HEAD.MASK_THRESHOLD", "MODEL.MASK_HEAD.SCORE_THRESHOLD")
@@ -146,6 +172,13 @@ def check_detr_config(cfg: CfgNode) -> None:
     )
 
 
+def _value(cfg: CfgNode, key: str) -> Any:
+    node = cfg
+    for part in key.split("."):
+        node = node[part]
+    return node
+
+
 def check_registered(key: str, name: str, registry: Registry) -> None:
     """Check that a config names what a registry holds.
 
@@ -155,11 +188,11 @@ def check_registered(key: str, name: str, registry: Registry) -> None:
     _check_choice(key, name, sorted(registered for registered, _ in registry))
 
 
-def _check_choice(key: str, value: str, choices) -> None:
+def _check_choice(key: str, value: str, choices: Collection[str]) -> None:
     _check(value in choices, f"{key} is '{value}'; use one of {_listed(choices)}.")
 
 
-def _listed(values) -> str:
+def _listed(values: Iterable[object]) -> str:
     return ", ".join(str(value) for value in values)
 
 

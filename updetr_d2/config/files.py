@@ -10,9 +10,7 @@ from updetr_d2.config.defaults import add_updetr_config
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # In a wheel the recipes are inside the package, in a checkout beside it.
-CONFIGS = next(
-    (folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir()), None
-)
+CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
 
 
 def get_config_file(name: str) -> str:
@@ -25,7 +23,7 @@ def get_config_file(name: str) -> str:
         ValueError: if there is no such recipe, with those of similar names.
     """
     name = name.removeprefix("configs/")
-    recipes = [] if CONFIGS is None else sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.yaml"))
+    recipes = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
     if name not in recipes:
         similar = difflib.get_close_matches(name, recipes, n=5, cutoff=0.3)
         raise ValueError(f"There is no config '{name}'; similar ones: {', '.join(similar) or 'none'}.")

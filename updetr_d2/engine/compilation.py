@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,7 +33,7 @@ def _with_fallback(compiled: Callable, plain: Callable, name: str) -> Callable:
     """A function that runs ``compiled`` until it fails, and ``plain`` from then on."""
     failed = False
 
-    def forward(*args, **kwargs):
+    def forward(*args: Any, **kwargs: Any) -> Any:
         nonlocal failed
         if not failed:
             try:

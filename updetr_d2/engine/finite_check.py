@@ -2,7 +2,8 @@
 
 import logging
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from detectron2.utils import comm
 from torch import nn
@@ -86,7 +87,8 @@ class FiniteCheck:
             scalars = {**reports[rank].losses, **reports[rank].checked}
             _try_to_save(
                 save_bad_batch,
-                *(self.output_dir, batch),
+                self.output_dir,
+                batch,
                 **{"iteration": iteration, "rank": rank, "seed": seed, "scalars": scalars},
             )
         if self.output_dir and stops and comm.is_main_process():
@@ -104,7 +106,9 @@ class FiniteCheck:
             )
         logger.warning(
             "%s Left out, as %d of at most %d (SOLVER.SKIP_NONFINITE_STEPS).",
-            *(message, self.num_skipped, self.max_skipped),
+            message,
+            self.num_skipped,
+            self.max_skipped,
         )
         return False
 
@@ -113,7 +117,7 @@ def _not_finite(scalars: dict[str, float]) -> str:
     return ", ".join(f"{name} = {value}" for name, value in scalars.items() if not math.isfinite(value))
 
 
-def _try_to_save(save, *args, **kwargs) -> None:
+def _try_to_save(save: Callable[..., str], *args: Any, **kwargs: Any) -> None:
     """Save for reproduction; failing to do so must not hide why the run stops."""
     try:
         logger.warning("Saved %s", save(*args, **kwargs))

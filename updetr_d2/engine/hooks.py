@@ -8,6 +8,7 @@ from detectron2.utils import comm
 
 from updetr_d2.checkpoint import run_files
 from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
+from updetr_d2.data.loading.build import TrainLoader
 from updetr_d2.data.loading.samples import SkippedFiles
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ class CheckpointHook(HookBase):
         self.checkpointer.save(name, iteration=self.trainer.iter, data_loader=states)
 
     @staticmethod
-    def restore_data_loader(data_loader, checkpoint: dict) -> None:
+    def restore_data_loader(data_loader: TrainLoader, checkpoint: dict) -> None:
         """Set the loader of this process to where the checkpoint left it.
 
         With another number of processes the streams cannot be continued exactly: the loader starts at the

@@ -8,6 +8,7 @@ import signal
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from types import FrameType
 
 import torch
 import torch.distributed as dist
@@ -42,7 +43,8 @@ def launch(main: Callable[[Namespace], object], args: Namespace) -> object:
         raise ValueError(f"--num-gpus is {args.num_gpus}, but torch sees {num_gpus} here.")
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         if args.num_gpus * args.num_machines > 1:
-            return _launch_processes(main, args)
+            _launch_processes(main, args)
+            return None
         return main(args)
     use_gpu = torch.cuda.is_available()
     if use_gpu:
@@ -94,10 +96,11 @@ def _launch_processes(main: Callable[[Namespace], object], args: Namespace) -> N
 def _forwarded_signals() -> Iterator[None]:
     """Pass stop signals on to the processes and wait for them: if this one died, a container would end all."""
 
-    def forward(number: int, frame) -> None:
+    def forward(number: int, frame: FrameType | None) -> None:
         processes = multiprocessing.active_children()
         for process in processes:
-            os.kill(process.pid, number)
+            if process.pid is not None:
+                os.kill(process.pid, number)
         if not processes:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

@@ -55,7 +55,7 @@ def _build_unclipped(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     )
 
 
-def _clip_each_parameter(clip: CfgNode, optimizer: torch.optim.Optimizer, *_) -> None:
+def _clip_each_parameter(clip: CfgNode, optimizer: torch.optim.Optimizer, *_: object) -> None:
     """Clip the gradient of each parameter by itself, by its values or its norm, before a step."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:

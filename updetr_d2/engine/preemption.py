@@ -6,6 +6,8 @@ import os
 import signal
 import threading
 import time
+from types import FrameType
+from typing import Any
 
 from detectron2.engine import HookBase
 from detectron2.utils import comm
@@ -38,7 +40,7 @@ class StopSignals:
         self.received = 0
         self.agreed = 0
         self._time = 0.0
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():  # only there can handlers be set
@@ -48,7 +50,7 @@ class StopSignals:
             self._previous = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.restore()
 
     def restore(self) -> None:
@@ -59,7 +61,7 @@ class StopSignals:
             self._open[0] = 0
         self._previous = {}
 
-    def _note(self, number: int, frame) -> None:
+    def _note(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
             if get_worker_info() is None:  # a library's process, which waits for its end if it ends it
                 signal.signal(number, signal.SIG_DFL)

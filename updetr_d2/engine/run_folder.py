@@ -7,6 +7,7 @@ import re
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 from detectron2.config import get_cfg
@@ -33,8 +34,8 @@ class RunFolder:
     """
 
     path: Path
-    config: dict[str, object]
-    arguments: dict[str, object] = field(default_factory=dict)
+    config: dict[str, Any]
+    arguments: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     curves: dict[str, dict[int, float]] = field(default_factory=dict)
     results: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -109,7 +110,7 @@ class RunFolder:
             parts.append("--eval-only")
         return shlex.join([*parts, *map(str, self.arguments.get("opts") or [])])
 
-    def recipe(self, root: Path) -> dict[str, object] | None:
+    def recipe(self, root: Path) -> dict[str, Any] | None:
         """Every key as the recipe of the command line sets it.
 
         Args:
@@ -130,9 +131,9 @@ class RunFolder:
         return flatten(yaml.safe_load(cfg.dump()))
 
 
-def flatten(values: dict, prefix: str = "") -> dict[str, object]:
+def flatten(values: dict, prefix: str = "") -> dict[str, Any]:
     """Nested dicts -> one with names such as "MODEL.DETR.NHEADS", sorted."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in sorted(values.items()):
         if isinstance(value, dict) and value:
             flat |= flatten(value, f"{prefix}{name}.")
@@ -174,7 +175,7 @@ def _last_environment(log: str) -> dict[str, str]:
 
 def _read_results(folder: Path) -> dict[str, dict[str, float]]:
     """Metrics of the ``*_results.json`` files of evaluators below ``inference``; lists of boxes are left out."""
-    results = {}
+    results: dict[str, dict[str, float]] = {}
     for file in sorted(folder.glob("*/*_results.json")):
         content = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(content, dict):

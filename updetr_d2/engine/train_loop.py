@@ -1,5 +1,6 @@
 """One training step: autocast on any device, full-model gradient clipping, a check before the update."""
 
+import functools
 import math
 import time
 from collections.abc import Iterable
@@ -78,12 +79,14 @@ class TrainLoop(SimpleTrainer):
             self.grad_scaler.update()
 
     def _unwrapped_model(self) -> nn.Module:
-        return getattr(self.model, "module", self.model)
+        model: nn.Module = self.model
+        return getattr(model, "module", model)
 
     def compute_gradient(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
         """Backward pass and clipping; returns the gradient norm before clipping."""
         self.optimizer.zero_grad(set_to_none=True)
-        self.grad_scaler.scale(sum(losses.values())).backward()
+        total = functools.reduce(torch.add, losses.values())
+        self.grad_scaler.scale(total).backward()
         self.after_backward()
         self.grad_scaler.unscale_(self.optimizer)
         return nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
 from updetr_d2.config.schedule import derive_schedule
 from updetr_d2.data.datasets.names import load_dataset_dicts
-from updetr_d2.data.loading.build import build_train_loader
+from updetr_d2.data.loading.build import TestLoader, build_train_loader
 from updetr_d2.engine.compilation import compile_parts
 from updetr_d2.engine.finite_check import FiniteCheck
 from updetr_d2.engine.hooks import CheckpointHook, MetricsWriter, SkippedFilesReport
@@ -87,7 +87,7 @@ class UPDETRTrainer(DefaultTrainer):
         return build_optimizer(cfg, model)
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> TestLoader:
         return build_test_loader(cfg, dataset_name)
 
     @classmethod

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.evaluation.pascal_voc_evaluation import voc_eval
 from detectron2.structures import BoxMode
@@ -191,7 +191,7 @@ def coco_measures(
     """
     numbers = {image["image_id"]: i for i, image in enumerate(images, start=1)}
     pairs = {(result.image_id, result.query_class) for result in results}
-    annotations = []
+    annotations: list[dict] = []
     for image in images:
         for each in image["annotations"]:
             if (image["image_id"], each["category_id"]) not in pairs:
@@ -246,7 +246,7 @@ def _coco_precision(ground_truth: dict, detections: list[dict]) -> np.ndarray:
     return evaluation.eval["precision"][:, :, :, 0, 0]
 
 
-def voc_ap50(metadata, results: Sequence[QueryResult], names: Sequence[str]) -> np.ndarray:
+def voc_ap50(metadata: Metadata, results: Sequence[QueryResult], names: Sequence[str]) -> np.ndarray:
     """AP50 of every class by Detectron2's implementation of VOC's rules (2007: 11-point interpolation).
 
     Args:

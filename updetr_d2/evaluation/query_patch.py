@@ -8,7 +8,7 @@ from collections import OrderedDict
 
 import numpy as np
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.structures import Boxes, pairwise_iou
+from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 
@@ -71,7 +71,7 @@ class QueryPatchEvaluator(DatasetEvaluator):
             if comm.is_main_process() and self._num_drawn < self.num_pictures:
                 self._draw(sample, output["instances"])
 
-    def _draw(self, sample: dict, instances) -> None:
+    def _draw(self, sample: dict, instances: Instances) -> None:
         picture = draw_query_patch_sample(sample, instances, self.input_format)
         if self.output_folder:
             save_picture(picture, os.path.join(self.output_folder, "pictures", f"{self._num_drawn}.png"))

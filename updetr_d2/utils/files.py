@@ -5,13 +5,13 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 TEMPORARY_SUFFIX = ".tmp"
 
 
 @contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[BinaryIO]:
+def replacing(path: str | Path) -> Iterator[IO[bytes]]:
     """Open a file that takes the place of ``path`` once it is written and on the disk.
 
     Processes of several machines may do so at once; a process that is killed leaves a file beside ``path`` whose

@@ -1,18 +1,20 @@
 """Pictures of attention: where in the image chosen queries look."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import matplotlib.figure
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from updetr_d2.modeling.meta_arch import DETR
 from updetr_d2.visualization.boxes import DPI, add_box, pixels_of
 
 
 @torch.no_grad()
-def decoder_attention(model: nn.Module, batched_inputs: list[dict]) -> Tensor:
+def decoder_attention(model: DETR, batched_inputs: list[dict]) -> Tensor:
     """Attention of every query over the image in the last decoder layer, averaged over the heads.
 
     Args:
@@ -23,10 +25,10 @@ def decoder_attention(model: nn.Module, batched_inputs: list[dict]) -> Tensor:
         ``[B, N, h, w]``, each map sums to 1; h and w are those of the transformer's feature map, which
         covers the padded batch.
     """
-    attention = model.transformer.decoder.layers[-1].multihead_attn
-    seen = {}
+    attention: Any = model.transformer.decoder.layers[-1].multihead_attn
+    seen: dict[str, Any] = {}
 
-    def keep_weights(module, args, kwargs):
+    def keep_weights(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         query, key, _ = args
         seen["weights"] = module.weights(query, key, **kwargs).mean(dim=1)
 

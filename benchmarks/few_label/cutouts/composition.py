@@ -112,7 +112,7 @@ class Composer:
 
     def _layer(self, rng: np.random.Generator, rgba: np.ndarray) -> tuple[np.ndarray, float]:
         """A stamp at a random size, angle and place; and its area, px, inside the scene or not."""
-        side = self.size * math.exp(rng.uniform(*map(math.log, OBJECT_SIZE)))
+        side = self.size * math.exp(rng.uniform(math.log(OBJECT_SIZE[0]), math.log(OBJECT_SIZE[1])))
         scale = side / max(rgba.shape[:2])
         small = cv2.resize(rgba, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         if rng.random() < 0.5:
@@ -120,7 +120,9 @@ class Composer:
         height, width = small.shape[:2]
         # The centre stays inside the scene, most often with all of the object.
         x, y = (rng.uniform(0.1, 0.9, 2) * self.size).tolist()
-        matrix = cv2.getRotationMatrix2D((width / 2, height / 2), rng.uniform(-ROTATION, ROTATION), 1.0)
+        matrix: np.ndarray = cv2.getRotationMatrix2D(
+            (width / 2, height / 2), rng.uniform(-ROTATION, ROTATION), 1.0
+        )
         matrix[:, 2] += (x - width / 2, y - height / 2)
         layer = cv2.warpAffine(np.ascontiguousarray(small), matrix, (self.size, self.size))
         return layer, float(np.count_nonzero(small[..., 3] >= 128))
@@ -134,7 +136,7 @@ def _relight(rng: np.random.Generator, rgb: np.ndarray, alpha: np.ndarray | floa
 
 def _read_stamp(asset: Asset, max_side: int) -> np.ndarray:
     """A stamp without its empty margin, at most ``max_side`` px; uint8 H×W×4, colours premultiplied with alpha."""
-    rgba = np.asarray(Image.open(asset.path).convert("RGBA")).astype(np.float32)
+    rgba: np.ndarray = np.asarray(Image.open(asset.path).convert("RGBA")).astype(np.float32)
     ys, xs = np.nonzero(rgba[..., 3] >= 128)
     if not len(ys):
         raise ValueError(f"{asset.path} is empty; list it in catalog.EXCLUDED_STAMPS.")

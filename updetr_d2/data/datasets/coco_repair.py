@@ -154,11 +154,10 @@ def _repair_annotations(
             report.add("annotation given twice: left out", name)
             continue
         box, problem = _repair_box(annotation.get("bbox"), image)
+        if problem is not None:
+            report.add(problem, name)
         if box is None:
-            report.add(problem, name)
             continue
-        if problem:
-            report.add(problem, name)
         repaired = dict(annotation)
         if box != annotation["bbox"]:
             repaired["bbox"] = box

@@ -8,6 +8,7 @@ import functools
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from torch.utils.data import ConcatDataset
@@ -16,6 +17,14 @@ from updetr_d2.data.datasets.image_folder import existing_folder, load_image_fol
 
 # Evaluator of data sets without labels: how well are random patches found again?
 QUERY_PATCH_EVALUATOR = "query_patch"
+
+
+class DatasetDicts(Protocol):
+    """Detectron2's dataset dicts by index: a list, or a data set that makes them when they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> dict: ...
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,7 @@ def ensure_registered(names: Iterable[str]) -> None:
 
 def load_dataset_dicts(
     names: Sequence[str], *, filter_empty: bool, key: str = "DATASETS.TRAIN"
-) -> Sequence[dict]:
+) -> DatasetDicts:
     """Load one or more data sets, registered or named by a source, one after the other.
 
     Args:

@@ -10,7 +10,7 @@ import logging
 import os
 import tarfile
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
@@ -80,7 +80,9 @@ def scan(shard: str) -> ShardIndex:
     Raises:
         OSError, ValueError: as :func:`load_index`.
     """
-    names, offsets, sizes = [], [], []
+    names: list[str] = []
+    offsets: list[int] = []
+    sizes: list[int] = []
     with open(shard, "rb") as file:
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
@@ -103,7 +105,7 @@ def _scan_members(
     length = os.fstat(file.fileno()).st_size
     try:
         while (member := tar.next()) is not None:
-            tar.members = []  # tarfile would keep all of them
+            tar.members = []  # type: ignore[attr-defined]  # not in its stubs; tarfile would keep all of them
             if member.offset_data + member.size > length:
                 return f"ends inside of {member.name}"
             if member.isreg() and not member.issparse() and _is_image(member.name):
@@ -209,7 +211,7 @@ class ShardMemberHandler(PathHandler):
     def _get_supported_prefixes(self) -> list[str]:
         return [PREFIX]
 
-    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs) -> IO[bytes]:
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> IO[bytes]:
         self._check_kwargs(kwargs)
         if mode != "rb":
             raise ValueError(f"Members of shards are opened with mode 'rb', not {mode!r}.")

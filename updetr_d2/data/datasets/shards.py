@@ -105,7 +105,7 @@ def expand_pattern(pattern: str) -> list[str]:
         ValueError: if the braces do not match, nothing fits the wildcards, or the webdataset package is missing.
     """
     try:
-        from braceexpand import UnbalancedBracesError
+        from braceexpand import UnbalancedBracesError  # type: ignore[attr-defined]  # not in its stubs
         from webdataset.shardlists import expand_urls
     except ImportError:
         raise ValueError(

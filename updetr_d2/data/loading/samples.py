@@ -18,6 +18,7 @@ from detectron2.data.detection_utils import SizeMismatchError
 from PIL import Image
 from torch.utils.data import ConcatDataset, Dataset, Sampler
 
+from updetr_d2.data.datasets.names import DatasetDicts
 from updetr_d2.data.loading.order import PassOrder
 from updetr_d2.data.loading.retry import RetryPolicy, may_pass
 from updetr_d2.data.transforms.image_io import UnusableImageError
@@ -141,11 +142,12 @@ class StreamSampler(Sampler):
         return self._order[place]
 
 
-def block_sizes(dataset: Dataset) -> list[int] | None:
+def block_sizes(dataset: object) -> list[int] | None:
     """Number of images of each shard, None if not all of the data set is in shards."""
     if isinstance(dataset, ConcatDataset):
         parts = [block_sizes(part) for part in dataset.datasets]
-        return None if None in parts else [size for part in parts for size in part]
+        known = [part for part in parts if part is not None]
+        return [size for part in known for size in part] if len(known) == len(parts) else None
     return getattr(dataset, "block_sizes", None)
 
 
@@ -162,7 +164,7 @@ class StreamDataset(Dataset):
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: DatasetDicts,
         mapper: Mapper,
         *,
         seed: int,
@@ -213,7 +215,7 @@ class TolerantDataset(Dataset):
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: DatasetDicts,
         mapper: Mapper,
         *,
         retry: RetryPolicy,
@@ -254,10 +256,11 @@ def try_to_map(
                 return skipped
             if delay is None:
                 return skipped._replace(reason=f"{skipped.reason}, tried {retry.retries + 1} times")
-            logger.info("Trying %s again in %g s: %s", *(skipped.file_name, delay, skipped.reason))
+            logger.info("Trying %s again in %g s: %s", skipped.file_name, delay, skipped.reason)
             time.sleep(delay)
         else:
             return _skipped(dataset_dict) if sample is None else sample
+    raise AssertionError("the last try returns")
 
 
 def _skipped(dataset_dict: dict, error: Exception | None = None) -> SkippedFile:

@@ -7,6 +7,8 @@ import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from types import FrameType
+from typing import Any
 
 import cv2
 import torch
@@ -30,6 +32,8 @@ _ADVICE = {
 _OTHER_ADVICE = "set DATALOADER.NUM_WORKERS 0 to see in which file and line it happens"
 # Seconds within which the system tells of a worker's death.
 _SIGNAL_DELAY = 2.0
+# Attribute of our handler of SIGCHLD, which tells it from PyTorch's.
+_MARK = "explains"
 
 
 class SampleLoader:
@@ -48,7 +52,7 @@ class SampleLoader:
     def __init__(
         self, dataset: Dataset, sampler: Iterable, *, num_workers: int, prefetch: int, pin_memory: bool
     ) -> None:
-        workers = {}
+        workers: dict[str, Any] = {}
         if num_workers > 0:
             _allow_many_open_files()
             workers = {
@@ -62,7 +66,8 @@ class SampleLoader:
             batch_size=None,
             sampler=sampler,
             num_workers=num_workers,
-            collate_fn=_identity,  # the default one would convert whatever looks like an array
+            # The default one would convert whatever looks like an array. Without a batch size it gets one sample.
+            collate_fn=_identity,
             pin_memory=pin_memory,
             generator=torch.Generator(),  # leaves the global generator, and so the model's numbers, alone
             **workers,
@@ -83,8 +88,10 @@ class SampleLoader:
             except StopIteration:
                 return
             except (RuntimeError, ConnectionError, EOFError) as error:
-                explain = explained if isinstance(error, RuntimeError) else _explain_lost_connection
-                explanation = explain(error)
+                if isinstance(error, RuntimeError):
+                    explanation: Exception = explained(error)
+                else:
+                    explanation = _explain_lost_connection(error)
                 raise explanation from (None if explanation is not error else error.__cause__)
             yield sample
 
@@ -121,21 +128,21 @@ def _explain_deaths_at_any_time() -> None:
     if (
         threading.current_thread() is not threading.main_thread()
         or not callable(handler)
-        or getattr(handler, "explains", False)
+        or getattr(handler, _MARK, False)
     ):
         return
 
-    def explain(signum, frame) -> None:
+    def explain(signum: int, frame: FrameType | None) -> None:
         try:
             handler(signum, frame)
         except RuntimeError as error:
             raise explained(error) from None
 
-    explain.explains = True
+    setattr(explain, _MARK, True)
     signal.signal(signal.SIGCHLD, explain)
 
 
-def _identity(sample: StreamSample) -> StreamSample:
+def _identity(sample: Any) -> Any:
     return sample
 
 

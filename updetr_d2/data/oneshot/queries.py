@@ -135,7 +135,10 @@ def training_images(cfg: CfgNode, dataset_dicts: Sequence[dict]) -> list[dict]:
         )
     logger.info(
         "One-shot training: %d of %d images, %d seen and %d unseen classes",
-        *(len(images), len(dataset_dicts), len(split.seen), len(split.unseen)),
+        len(images),
+        len(dataset_dicts),
+        len(split.seen),
+        len(split.unseen),
     )
     return images
 

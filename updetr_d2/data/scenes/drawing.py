@@ -157,28 +157,27 @@ def _draw_background(rng: np.random.Generator, size: int) -> tuple[np.ndarray, n
         slope = rng.uniform(-0.25, 0.25)
         fields = [y - height - slope * x for height in heights]
     elif layout == "diagonal":  # a coast, a field's edge
-        names = rng.permutation(STUFF_CLASSES)[:2]
+        names = rng.permutation(STUFF_CLASSES)[:2].tolist()
         angle = rng.uniform(0, 2 * np.pi)
         fields = [x * math.cos(angle) + y * math.sin(angle) - rng.uniform(-0.2, 0.2)]
     elif layout == "patches":
-        names = rng.permutation(STUFF_CLASSES)[: rng.integers(2, 4)]
+        names = rng.permutation(STUFF_CLASSES)[: rng.integers(2, 4)].tolist()
         cell = size * rng.uniform(0.4, 0.7)
         fields = [0.25 * _noise(rng, size, (cell, cell), octaves=2) - 0.02 for _ in names[1:]]
     else:
-        names = rng.permutation(STUFF_CLASSES)[:1]
+        names = rng.permutation(STUFF_CLASSES)[:1].tolist()
         fields = []
 
-    canvas = labels = None
-    for name, field in zip(names, [None, *fields]):
-        texture = _STUFF_PAINTERS[name](rng, size, scale * math.exp(rng.uniform(-0.4, 0.4)))
-        label = STUFF_CLASSES.index(name)
-        if canvas is None:
-            canvas, labels = texture, np.full((size, size), label)
-            continue
+    def paint(name: str) -> np.ndarray:
+        return _STUFF_PAINTERS[name](rng, size, scale * math.exp(rng.uniform(-0.4, 0.4)))
+
+    canvas, labels = paint(names[0]), np.full((size, size), STUFF_CLASSES.index(names[0]))
+    for name, field in zip(names[1:], fields):
+        texture = paint(name)
         wobble = rng.uniform(0, 0.05) * _noise(rng, size, (24 * scale, 24 * scale), octaves=3)
         distance = (field + wobble) * size
         canvas = _blend(canvas, texture, np.clip(distance + 0.5, 0, 1))
-        labels[distance > 0] = label
+        labels[distance > 0] = STUFF_CLASSES.index(name)
     return canvas, labels
 
 
@@ -202,10 +201,10 @@ def _place_things(rng: np.random.Generator, size: int) -> list[tuple]:
     things = []
     for _ in range(rng.integers(_THINGS_PER_SCENE[0], _THINGS_PER_SCENE[1] + 1)):
         name = THING_CLASSES[rng.integers(len(THING_CLASSES))]
-        half_size = scale * math.exp(rng.uniform(*map(math.log, _HALF_SIZE)))
+        half_size = scale * math.exp(rng.uniform(math.log(_HALF_SIZE[0]), math.log(_HALF_SIZE[1])))
         rgb, alpha = draw_thing(rng, name, half_size, light_angle)
-        centre = np.round(rng.uniform(0.05, 0.95, 2) * size).astype(int)
-        corner = tuple(int(c) - alpha.shape[0] // 2 for c in centre)
+        x, y = (np.round(rng.uniform(0.05, 0.95, 2) * size).astype(int) - alpha.shape[0] // 2).tolist()
+        corner = (x, y)
         in_scene, in_patch = _window(corner, alpha.shape[0], size)
         silhouette = alpha >= 128
         visible = silhouette[in_patch] & ~covered[in_scene]

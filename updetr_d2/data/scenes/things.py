@@ -220,10 +220,11 @@ def _random_palette(rng: np.random.Generator) -> dict[str, tuple[int, int, int]]
         "dark": (rng.uniform(), rng.uniform(0, 0.6), rng.uniform(0.08, 0.25)),
         "light": (rng.uniform(), rng.uniform(0, 0.3), rng.uniform(0.85, 1.0)),
     }
-    return {
-        tone: tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(h % 1, s, v))
-        for tone, (h, s, v) in tones.items()
-    }
+    palette = {}
+    for tone, (h, s, v) in tones.items():
+        red, green, blue = colorsys.hsv_to_rgb(h % 1, s, v)
+        palette[tone] = round(255 * red), round(255 * green), round(255 * blue)
+    return palette
 
 
 def draw_thing(
@@ -259,7 +260,7 @@ def draw_thing(
     alpha = np.zeros((side, side), dtype=np.uint8)
     for part, polygon in zip(parts, polygons):
         if part.solid or part.hole:
-            cv2.fillPoly(alpha, [polygon], 0 if part.hole else 255, cv2.LINE_AA, _SUBPIXEL_BITS)
+            cv2.fillPoly(alpha, [polygon], (0 if part.hole else 255,), cv2.LINE_AA, _SUBPIXEL_BITS)
         if not part.hole:
             cv2.fillPoly(rgb, [polygon], palette[part.tone], cv2.LINE_AA, _SUBPIXEL_BITS)
 

@@ -136,7 +136,8 @@ def _to_8_bits(values: np.ndarray, *, is_16_bit: bool) -> np.ndarray:
         low, high = 0.0, 65535.0
     else:
         finite = values[np.isfinite(values)]
-        low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
+        low = float(finite.min()) if finite.size else 0.0
+        high = float(finite.max()) if finite.size else 1.0
         values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
-    scaled = (values - low) * (255.0 / max(high - low, np.finfo(np.float64).tiny))
+    scaled = (values - low) * (255.0 / max(high - low, float(np.finfo(np.float64).tiny)))
     return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)

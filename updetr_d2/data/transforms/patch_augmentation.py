@@ -36,7 +36,7 @@ def adjust_hue(image: np.ndarray, shift: float) -> np.ndarray:
     pixels = image.astype(np.float32)
     cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV, dst=pixels)
     # OpenCV takes hues of more than 360 degrees as they are meant, but no negative ones.
-    cv2.add(pixels, (360 * (shift % 1), 0, 0, 0), dst=pixels)
+    cv2.add(pixels, np.array([360 * (shift % 1), 0, 0, 0]), dst=pixels)
     cv2.cvtColor(pixels, cv2.COLOR_HSV2RGB, dst=pixels)
     return cv2.convertScaleAbs(pixels)
 
