@@ -7,7 +7,6 @@ naming the key, is checked here.
 
 from collections.abc import Collection, Iterable
 from itertools import pairwise
-from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -170,13 +169,6 @@ def check_detr_config(cfg: CfgNode) -> None:
         not cfg.INPUT.CROP.ENABLED,
         "INPUT.CROP.ENABLED is True, which these models do not read; use INPUT.DETR_CROP and set it to False.",
     )
-
-
-def _value(cfg: CfgNode, key: str) -> Any:
-    node = cfg
-    for part in key.split("."):
-        node = node[part]
-    return node
 
 
 def check_registered(key: str, name: str, registry: Registry) -> None:
