@@ -93,7 +93,7 @@ def get_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--labeled", type=positive, nargs="+", default=[500], help="labelled scenes to fine-tune on"
+        "--labeled", type=positive, nargs="+", default=[500], help="labeled scenes to fine-tune on"
     )
     parser.add_argument(
         "--tasks",
@@ -159,7 +159,7 @@ def main(args: argparse.Namespace) -> None:
                 dataset = TASKS[task].annotations.format(folder=DATA / f"train_{count}")
                 from_scratch = start == SCRATCH
                 trainings.start(
-                    f"Fine-tune for {task} on {count} labelled scenes, seed {seed}: {start}",
+                    f"Fine-tune for {task} on {count} labeled scenes, seed {seed}: {start}",
                     TASKS[task].scratch_config if from_scratch else TASKS[task].finetune_config,
                     backbone if from_scratch else folders[start] / "model_final.pth",
                     folder,
@@ -304,14 +304,14 @@ def report(output: Path, runs: dict[Runs, list[Path]], patches: dict, seconds: f
             (row["labeled_scenes"], row["start"], *(spread(row[metric]) for metric in metrics))
             for row in results[task]
         ]
-        print(tabulate(rows, ("labelled scenes", "start", *metrics)))
+        print(tabulate(rows, ("labeled scenes", "start", *metrics)))
     draw_curves(results, ROOT / output)
     (ROOT / output / "results.json").write_text(json.dumps(results, indent=1))
     print(f"\nThat took {seconds / 60:.0f} minutes. Tables and curves are in {output}.")
 
 
 def draw_curves(results: dict, folder: Path) -> None:
-    """Write learning_curves_COUNT.png of detection for every number of labelled scenes in results.json."""
+    """Write learning_curves_COUNT.png of detection for every number of labeled scenes in results.json."""
     rows = results.get(DETECTION, [])
     for count in sorted({row["labeled_scenes"] for row in rows}):
         curves = {
@@ -323,7 +323,7 @@ def draw_curves(results: dict, folder: Path) -> None:
             if row["labeled_scenes"] == count
         }
         figure = plot_curves(
-            curves, TASKS[DETECTION].metrics[:2], title=f"{count} labelled scenes, mean over seeds"
+            curves, TASKS[DETECTION].metrics[:2], title=f"{count} labeled scenes, mean over seeds"
         )
         figure.savefig(folder / f"learning_curves_{count}.png")
 

@@ -135,7 +135,7 @@ def _resize(resize: T.Augmentation, image: np.ndarray) -> np.ndarray:
 
 
 def write_photos(folder: Path, count: int, width: int, height: int) -> list[str]:
-    """Write JPEG files (quality 90) of coloured noise with about the spectrum of photographs.
+    """Write JPEG files (quality 90) of colored noise with about the spectrum of photographs.
 
     Returns:
         their paths.
@@ -146,7 +146,7 @@ def write_photos(folder: Path, count: int, width: int, height: int) -> list[str]
         image = np.full((height, width, 3), 127.0, np.float32)
         amplitude, cells = 60.0, 2
         while cells < max(width, height):
-            # Mostly grey, as detail in photographs is.
+            # Mostly gray, as detail in photographs is.
             noise = rng.normal(size=(cells, cells, 1)) + 0.4 * rng.normal(size=(cells, cells, 3))
             image += amplitude * cv2.resize(
                 noise.astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC

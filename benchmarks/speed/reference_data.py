@@ -1,7 +1,7 @@
 """A sample of pre-training made the straightforward way, with Pillow and torchvision's transforms of its images.
 
-Follows the official code's steps: decode with Pillow, crop each patch, resize, colour jitter, greyscale and blur,
-resize the image. Like ours it ends with uint8 tensors; normalisation is left to the model.
+Follows the official code's steps: decode with Pillow, crop each patch, resize, color jitter, grayscale and blur,
+resize the image. Like ours it ends with uint8 tensors; normalization is left to the model.
 """
 
 import random

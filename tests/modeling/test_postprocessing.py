@@ -60,3 +60,26 @@ def test_with_missing_patches_the_others_keep_their_order():
         assert together[i].pred_patches.tolist() == alone.pred_patches.tolist()
         torch.testing.assert_close(together[i].scores, alone.scores)
         torch.testing.assert_close(together[i].pred_boxes.tensor, alone.pred_boxes.tensor)
+
+
+def test_of_boxes_that_overlap_more_than_the_threshold_the_best_stays_whatever_its_class():
+    """By hand: the second box has IoU 0.8 with the first, the third 0.5 with it."""
+    boxes = torch.tensor([[0.5, 0.5, 0.4, 0.4], [0.5, 0.5, 0.4, 0.32], [0.5, 0.5, 0.2, 0.4]])[None]
+    logits = torch.tensor([[[0.0, 3.0], [2.0, -9.0], [1.0, -9.0]]])
+    sizes = [(100, 200)]
+    arguments = {"class_loss": "focal", "max_detections": 10}
+    (everything,) = detector_postprocess(logits, boxes, sizes, **arguments)
+    assert len(everything) == 6  # pairs of query and class
+    (result,) = detector_postprocess(logits, boxes, sizes, **arguments, nms_threshold=0.7)
+    assert result.query.tolist() == [0, 2]
+    assert result.pred_classes.tolist() == [1, 0]
+    torch.testing.assert_close(result.pred_boxes.tensor[0], torch.tensor([60.0, 30.0, 140.0, 70.0]))
+
+
+def test_focal_detections_are_the_best_pairs_of_query_and_class():
+    logits = torch.tensor([[[0.0, 4.0], [2.0, 3.0]]])
+    boxes = torch.tensor([[[0.25, 0.5, 0.5, 1.0], [0.75, 0.5, 0.5, 1.0]]])
+    (result,) = detector_postprocess(logits, boxes, [(10, 20)], class_loss="focal", max_detections=3)
+    assert list(zip(result.query.tolist(), result.pred_classes.tolist())) == [(0, 1), (1, 1), (1, 0)]
+    torch.testing.assert_close(result.scores, torch.tensor([4.0, 3.0, 2.0]).sigmoid())
+    assert result.pred_boxes.tensor.tolist() == [[0, 0, 10, 10], [10, 0, 20, 10], [10, 0, 20, 10]]

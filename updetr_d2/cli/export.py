@@ -4,12 +4,12 @@
         MODEL.WEIGHTS output/run/model_final.pth
 
 Inputs:
-    images  float32 [batch, 3, height, width], 0-255, channels in INPUT.FORMAT, not normalised; smaller images
+    images  float32 [batch, 3, height, width], 0-255, channels in INPUT.FORMAT, not normalized; smaller images
             of a batch stand in the upper left corner, what is beside them does not matter
     sizes   int64 [batch, 2], height and width of each image without padding
 Outputs:
     logits  float32 [batch, queries, classes + 1]; softmax over the last axis, whose last entry is "no object"
-    boxes   float32 [batch, queries, 4]; centre x, centre y, width, height as fractions of the image
+    boxes   float32 [batch, queries, 4]; center x, center y, width, height as fractions of the image
 
 Resize as in training first (INPUT.MIN_SIZE_TEST, INPUT.MAX_SIZE_TEST). The file's metadata hold the channel
 order, those sizes, the class names where known, and the number that height and width must be multiples of.

@@ -1,1 +1,1 @@
-"""Training: trainer, step, schedule, optimiser, hooks."""
+"""Training: trainer, step, schedule, optimizer, hooks."""

@@ -42,7 +42,7 @@ class StepReport(NamedTuple):
 
 
 class FiniteCheck:
-    """Decides after the backward pass whether the optimiser may use the gradients.
+    """Decides after the backward pass whether the optimizer may use the gradients.
 
     Args:
         output_dir: of the run; "" saves no batches.

@@ -1,4 +1,4 @@
-"""Optimisers of DETR-style training through Detectron2's parameter helpers."""
+"""Optimizers of DETR-style training through Detectron2's parameter helpers."""
 
 import functools
 
@@ -15,7 +15,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     Args:
         cfg: ``SOLVER.{OPTIMIZER, BASE_LR, BACKBONE_MULTIPLIER, WEIGHT_DECAY, WEIGHT_DECAY_NORM,
             CLIP_GRADIENTS}`` are read; clipping of the kinds "norm" and "value" is part of each step.
-        model: its parameters that require a gradient are optimised.
+        model: its parameters that require a gradient are optimized.
 
     Raises:
         ValueError: if ``SOLVER.OPTIMIZER`` is unknown.

@@ -1,4 +1,4 @@
-"""The trainer of every task: Detectron2's ``DefaultTrainer`` on our loaders, optimiser, loop and evaluators."""
+"""The trainer of every task: Detectron2's ``DefaultTrainer`` on our loaders, optimizer, loop and evaluators."""
 
 import contextlib
 import logging

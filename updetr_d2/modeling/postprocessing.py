@@ -1,8 +1,9 @@
-"""From raw head outputs to Detectron2's ``Instances``: no NMS, no score threshold (DETR, Section 3)."""
+"""From raw head outputs to Detectron2's ``Instances``: no score threshold, and NMS only where asked for."""
 
 import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
+from torchvision.ops import nms
 
 from updetr_d2.modeling.box_ops import cxcywh_to_xyxy
 
@@ -25,6 +26,7 @@ def detector_postprocess(
     *,
     class_loss: str = "softmax",
     max_detections: int = 100,
+    nms_threshold: float = 1.0,
 ) -> list[Instances]:
     """Best foreground class of every query ("softmax"), or the best pairs of query and class ("focal").
 
@@ -34,6 +36,7 @@ def detector_postprocess(
         sizes: (height, width) of each output.
         class_loss: "softmax" or "focal".
         max_detections: of an image, with "focal".
+        nms_threshold: of boxes with a larger IoU, whatever their classes, the best stays; 1 keeps all.
 
     Returns:
         B ``Instances`` of N (or ``max_detections``) predictions: ``pred_boxes``, ``scores``, ``pred_classes`` and
@@ -49,10 +52,13 @@ def detector_postprocess(
         scores, classes = probabilities[..., :-1].max(dim=-1)
         queries = torch.arange(scores.shape[1], device=scores.device).expand(len(scores), -1)
     boxes = absolute_boxes(boxes, sizes)
-    return [
+    results = [
         Instances(size, pred_boxes=Boxes(b[q]), scores=s, pred_classes=c, query=q)
         for size, b, s, c, q in zip(sizes, boxes, scores, classes, queries)
     ]
+    if nms_threshold < 1:
+        results = [each[nms(each.pred_boxes.tensor, each.scores, nms_threshold)] for each in results]
+    return results
 
 
 def query_patch_postprocess(

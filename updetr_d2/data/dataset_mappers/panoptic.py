@@ -90,7 +90,7 @@ class PanopticDETRDatasetMapper(DETRDatasetMapper):
 
 def _panoptic_segments(labels: dict[str, Any], transforms, original_size) -> Segments:
     encoded = _read_label_image(labels["pan_seg_file_name"], original_size)
-    # Transformed as the 8-bit colours that it is: Pillow's nearest neighbour keeps every id.
+    # Transformed as the 8-bit colors that it is: Pillow's nearest neighbor keeps every id.
     ids = rgb_to_ids(transforms.apply_segmentation(encoded))
     for segment in labels["segments_info"]:
         if not segment.get("iscrowd", 0):

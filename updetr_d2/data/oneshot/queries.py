@@ -1,4 +1,4 @@
-"""The data of one-shot detection, from any labelled data set: who may be a target, who may be a query.
+"""The data of one-shot detection, from any labeled data set: who may be a target, who may be a query.
 
 Everything that decides on classes happens here, once, before a loader or a mapper sees the data: training
 images lose all annotations of classes that are not seen, so nothing later can use them.

@@ -2,7 +2,7 @@
 
 THING_CLASSES = ("ball", "boat", "butterfly", "car", "donut", "fish", "flower", "house")
 STUFF_CLASSES = ("grass", "sand", "sky", "water")
-# Colours (RGB) that visualizers give to the things and then the stuff.
+# Colors (RGB) that visualizers give to the things and then the stuff.
 COLORS = (
     (230, 25, 75),
     (245, 130, 48),

@@ -20,7 +20,7 @@ _SHADOW_STRENGTH = 0.45
 
 
 def render_scene(seed: int, index: int, size: int = _REFERENCE_SIZE) -> tuple[np.ndarray, dict]:
-    """Draw one labelled scene. The result depends on the arguments alone.
+    """Draw one labeled scene. The result depends on the arguments alone.
 
     Args:
         seed: which family of scenes, >= 0.
@@ -71,15 +71,15 @@ def _noise(rng: np.random.Generator, size: int, cell: tuple[float, float], octav
     return total
 
 
-def _random_colour(rng: np.random.Generator, low: tuple, high: tuple) -> list[float]:
-    """Draw an RGB colour about a point of the line from ``low`` to ``high``, each in 0 to 255."""
+def _random_color(rng: np.random.Generator, low: tuple, high: tuple) -> list[float]:
+    """Draw an RGB color about a point of the line from ``low`` to ``high``, each in 0 to 255."""
     position = np.clip(rng.uniform() + rng.uniform(-0.25, 0.25, 3), 0, 1)
     return (np.array(low) + position * np.subtract(high, low)).tolist()
 
 
-# The three colour operations. Merging channels first is many times faster than broadcasting over them.
-def _tint(colour: list[float], brightness: np.ndarray) -> np.ndarray:
-    return cv2.merge([brightness * channel for channel in colour])
+# The three color operations. Merging channels first is many times faster than broadcasting over them.
+def _tint(color: list[float], brightness: np.ndarray) -> np.ndarray:
+    return cv2.merge([brightness * channel for channel in color])
 
 
 def _scale(image: np.ndarray, factor: np.ndarray) -> np.ndarray:
@@ -91,23 +91,23 @@ def _blend(under: np.ndarray, over: np.ndarray, weight: np.ndarray) -> np.ndarra
 
 
 def _draw_sky(rng: np.random.Generator, size: int, scale: float) -> np.ndarray:
-    zenith = _random_colour(rng, (30, 60, 110), (130, 170, 240))
-    horizon = _random_colour(rng, (150, 130, 120), (250, 220, 230))
+    zenith = _random_color(rng, (30, 60, 110), (130, 170, 240))
+    horizon = _random_color(rng, (150, 130, 120), (250, 220, 230))
     height = np.repeat(np.linspace(0, 1, size, dtype=np.float32)[:, None], size, axis=1)
     air = _tint(zenith, 1 - height) + _tint(horizon, height)
     clouds = _noise(rng, size, (22 * scale, 44 * scale), octaves=4)
     shade = 1 + 0.25 * _noise(rng, size, (10 * scale, 14 * scale), octaves=2)
-    lit = _tint(_random_colour(rng, (170, 160, 160), (250, 245, 250)), shade)
+    lit = _tint(_random_color(rng, (170, 160, 160), (250, 245, 250)), shade)
     return _blend(air, lit, np.clip((clouds - rng.uniform(-0.3, 0.3)) * 1.6, 0, 1))
 
 
 def _draw_grass(rng: np.random.Generator, size: int, scale: float) -> np.ndarray:
     blades = 1 + 0.4 * _noise(rng, size, (9 * scale, 2.2 * scale), octaves=2)
     dryness = np.clip(0.3 + 0.6 * _noise(rng, size, (30 * scale, 30 * scale), octaves=2), 0, 1)
-    fresh = _random_colour(rng, (50, 90, 15), (130, 165, 70))
-    dry = _random_colour(rng, (110, 110, 40), (190, 170, 90))
+    fresh = _random_color(rng, (50, 90, 15), (130, 165, 70))
+    dry = _random_color(rng, (110, 110, 40), (190, 170, 90))
     grass = _tint(fresh, blades * (1 - dryness)) + _tint(dry, blades * dryness)
-    blossom = _random_colour(rng, (170, 120, 120), (255, 255, 255))
+    blossom = _random_color(rng, (170, 120, 120), (255, 255, 255))
     for x, y in rng.integers(0, size, (rng.integers(0, 25), 2)).tolist():
         cv2.circle(grass, (x, y), max(1, round(0.7 * scale)), blossom, cv2.FILLED)
     return grass
@@ -120,9 +120,9 @@ def _draw_sand(rng: np.random.Generator, size: int, scale: float) -> np.ndarray:
     phase = y * (math.cos(angle) * math.tau / wavelength) + x * (math.sin(angle) * math.tau / wavelength)
     grain = rng.random((size, size), dtype=np.float32) - 0.5
     brightness = 1 + rng.uniform(0.05, 0.16) * np.sin(phase + bend) + 0.22 * grain
-    sand = _tint(_random_colour(rng, (165, 120, 75), (235, 205, 165)), brightness)
+    sand = _tint(_random_color(rng, (165, 120, 75), (235, 205, 165)), brightness)
     for x0, y0 in rng.integers(0, size, (rng.integers(3, 20), 2)).tolist():
-        pebble = _random_colour(rng, (70, 60, 50), (210, 200, 190))
+        pebble = _random_color(rng, (70, 60, 50), (210, 200, 190))
         radii = (round(rng.uniform(1, 2.5) * scale), round(rng.uniform(1, 2) * scale))
         cv2.ellipse(sand, (x0, y0), radii, rng.uniform(0, 180), 0, 360, pebble, cv2.FILLED)
     return sand
@@ -132,9 +132,9 @@ def _draw_water(rng: np.random.Generator, size: int, scale: float) -> np.ndarray
     waves = _noise(rng, size, (4.5 * scale, 18 * scale), octaves=3)
     depth = _noise(rng, size, (40 * scale, 60 * scale), octaves=2)
     glints = np.clip((waves - rng.uniform(0.6, 0.9)) * 3, 0, 1)
-    base = _random_colour(rng, (10, 60, 90), (70, 150, 190))
+    base = _random_color(rng, (10, 60, 90), (70, 150, 190))
     water = _tint(base, (1 + 0.3 * waves + 0.2 * depth) * (1 - glints))
-    return water + _tint(_random_colour(rng, (190, 200, 190), (250, 255, 250)), glints)
+    return water + _tint(_random_color(rng, (190, 200, 190), (250, 255, 250)), glints)
 
 
 _STUFF_PAINTERS = {"grass": _draw_grass, "sand": _draw_sand, "sky": _draw_sky, "water": _draw_water}

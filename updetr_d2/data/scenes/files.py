@@ -1,4 +1,4 @@
-"""Write labelled scenes, drawn by any function, as JPEG images and annotation files in COCO's two formats."""
+"""Write labeled scenes, drawn by any function, as JPEG images and annotation files in COCO's two formats."""
 
 import json
 from collections.abc import Callable, Iterable, Sequence

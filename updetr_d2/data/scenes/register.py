@@ -1,4 +1,4 @@
-"""The embedded data set: generated scenes of several textured things on textured ground, exactly labelled.
+"""The embedded data set: generated scenes of several textured things on textured ground, exactly labeled.
 
 Importing the module registers, for use in ``DATASETS.TRAIN`` and ``DATASETS.TEST``:
 

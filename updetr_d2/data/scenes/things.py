@@ -1,6 +1,6 @@
 """The things of the embedded data set: eight classes, each a random shape with a texture of its own.
 
-Shapes live in an object frame where the thing fills about [-1, 1] x [-1, 1], y pointing down. Colours are
+Shapes live in an object frame where the thing fills about [-1, 1] x [-1, 1], y pointing down. Colors are
 drawn independently of the class, so that a class can only be told by its shape and its texture.
 """
 
@@ -24,7 +24,7 @@ class Part:
 
     Args:
         outline: float array P x 2 of (x, y) in the object frame.
-        tone: which colour of the thing's palette fills it: "main", "second", "dark" or "light".
+        tone: which color of the thing's palette fills it: "main", "second", "dark" or "light".
         solid: whether the part belongs to the silhouette; other parts only decorate it.
         hole: whether the part is cut out of the silhouette.
     """
@@ -144,10 +144,10 @@ def _flower(rng: np.random.Generator) -> list[Part]:
             0.58 * np.cos(t), 0.58 * np.sin(t), 0.38, wide * 0.55 * np.sin(np.pi / petals), angle=t
         )
         parts.append(Part(petal, solid=True))
-    centre = rng.uniform(0.2, 0.32)
+    center = rng.uniform(0.2, 0.32)
     return parts + [
-        Part(_ellipse(0, 0, centre + 0.06, centre + 0.06), "dark", solid=True),
-        Part(_ellipse(0, 0, centre, centre), "second"),
+        Part(_ellipse(0, 0, center + 0.06, center + 0.06), "dark", solid=True),
+        Part(_ellipse(0, 0, center, center), "second"),
     ]
 
 
@@ -207,7 +207,7 @@ _MAX_TILT = np.deg2rad(30)
 
 
 def _random_palette(rng: np.random.Generator) -> dict[str, tuple[int, int, int]]:
-    """Draw RGB colours for the tones of a thing, two of them clearly apart from each other."""
+    """Draw RGB colors for the tones of a thing, two of them clearly apart from each other."""
     hue, value = rng.uniform(), rng.uniform(0.35, 1.0)
     second = (
         hue + rng.uniform(0.1, 0.9),
@@ -230,7 +230,7 @@ def _random_palette(rng: np.random.Generator) -> dict[str, tuple[int, int, int]]
 def draw_thing(
     rng: np.random.Generator, name: str, half_size: float, light_angle: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw one thing with random shape, colours, rotation and shading.
+    """Draw one thing with random shape, colors, rotation and shading.
 
     Args:
         rng: where the random numbers come from.

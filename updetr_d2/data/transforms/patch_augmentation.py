@@ -20,19 +20,19 @@ def adjust_brightness(image: np.ndarray, factor: float) -> np.ndarray:
 
 
 def adjust_contrast(image: np.ndarray, factor: float) -> np.ndarray:
-    """Blend uint8 RGB H×W×3 with its mean grey (0 gives the grey, 1 the image), clipped."""
+    """Blend uint8 RGB H×W×3 with its mean gray (0 gives the gray, 1 the image), clipped."""
     mean = cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[0]
     return cv2.addWeighted(image, factor, image, 0, mean * (1 - factor) + _ROUND_DOWN)
 
 
 def adjust_saturation(image: np.ndarray, factor: float) -> np.ndarray:
-    """Blend uint8 RGB H×W×3 with its greyscale version (0 gives greyscale, 1 the image), clipped."""
+    """Blend uint8 RGB H×W×3 with its grayscale version (0 gives grayscale, 1 the image), clipped."""
     return cv2.addWeighted(image, factor, to_grayscale(image), 1 - factor, _ROUND_DOWN)
 
 
 def adjust_hue(image: np.ndarray, shift: float) -> np.ndarray:
     """Turn the hue of uint8 RGB H×W×3 by ``shift`` turns (-0.5 … 0.5)."""
-    # In float: eight bits for the hue would move colours by several grey levels.
+    # In float: eight bits for the hue would move colors by several gray levels.
     pixels = image.astype(np.float32)
     cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV, dst=pixels)
     # OpenCV takes hues of more than 360 degrees as they are meant, but no negative ones.
@@ -56,15 +56,15 @@ def gaussian_blur(image: np.ndarray, sigma: float) -> np.ndarray:
 
 
 class PatchAugmentation:
-    """Colour jitter, greyscale and Gaussian blur, each with its probability, in this order.
+    """Color jitter, grayscale and Gaussian blur, each with its probability, in this order.
 
     There is no flip: a patch must look like the part of the image that it was cut from.
 
     Args:
-        jitter_prob: probability of the colour jitter.
+        jitter_prob: probability of the color jitter.
         brightness, contrast, saturation: each factor is uniform in ``[max(0, 1 - s), 1 + s]``.
         hue: the hue's shift is uniform in ``[-hue, hue]`` turns, at most 0.5.
-        grayscale_prob: probability of greyscale.
+        grayscale_prob: probability of grayscale.
         blur_prob: probability of the blur.
         blur_sigma: range (px) that the blur's standard deviation is drawn from uniformly.
     """

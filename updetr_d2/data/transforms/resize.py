@@ -12,7 +12,7 @@ from torch.nn import functional
 
 
 def resize_uint8(image: np.ndarray, *, height: int, width: int) -> np.ndarray:
-    """Resize with bilinear interpolation and antialiasing, within one grey level of Pillow's result.
+    """Resize with bilinear interpolation and antialiasing, within one gray level of Pillow's result.
 
     PyTorch's kernel is several times as fast as Pillow's for the same filter.
 

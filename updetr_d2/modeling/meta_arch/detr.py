@@ -41,6 +41,7 @@ class DETR(nn.Module):
         class_loss: "softmax" (K + 1 logits) or "focal" (K logits).
         denoising: noised objects beside the queries in training; None for none.
         detections_per_image: best detections that inference gives with "focal"; "softmax" gives one a query.
+        nms_threshold: of boxes with a larger IoU, only the best is given out; 1 gives all.
         criterion: module (Outputs, BatchTargets) -> (losses, metrics); None for inference only.
         pixel_mean, pixel_std: per channel, in the order and range of the input images.
 
@@ -67,6 +68,7 @@ class DETR(nn.Module):
         class_loss: str = "softmax",
         denoising: Denoising | None = None,
         detections_per_image: int = 100,
+        nms_threshold: float = 1.0,
         criterion: nn.Module | None = None,
         pixel_mean: tuple[float, ...] = (123.675, 116.28, 103.53),
         pixel_std: tuple[float, ...] = (58.395, 57.12, 57.375),
@@ -88,6 +90,7 @@ class DETR(nn.Module):
         self.num_queries = num_queries
         self.class_loss = class_loss
         self.detections_per_image = detections_per_image
+        self.nms_threshold = nms_threshold
         self.criterion = criterion
         self.feature_dim = features[in_feature].channels
         self.input_proj = transformer.build_input_proj([features[name].channels for name in self.in_features])
@@ -114,6 +117,7 @@ class DETR(nn.Module):
             "class_loss": cfg.MODEL.CRITERION.CLASS_LOSS,
             "denoising": Denoising.from_config(cfg),
             "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "nms_threshold": detr.NMS_THRESH,
             "criterion": build_criterion(cfg),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
@@ -266,6 +270,7 @@ class DETR(nn.Module):
             output_sizes(batched_inputs, images),
             class_loss=self.class_loss,
             max_detections=self.detections_per_image,
+            nms_threshold=self.nms_threshold,
         )
         return [{"instances": each} for each in instances]
 
