@@ -65,4 +65,7 @@ def test_model_trains_and_infers(cfg):
     assert instances.image_size == (50, 50)
     assert torch.isfinite(instances.pred_boxes.tensor).all()
     if cfg.MODEL.META_ARCHITECTURE == "DETR":
-        assert len(instances) == cfg.MODEL.DETR.NUM_QUERIES
+        if cfg.MODEL.CRITERION.CLASS_LOSS == "softmax":
+            assert len(instances) == cfg.MODEL.DETR.NUM_QUERIES
+        else:  # the best pairs of query and class, some of which NMS may drop
+            assert 0 < len(instances) <= cfg.TEST.DETECTIONS_PER_IMAGE
