@@ -8,7 +8,7 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from updetr_d2 import add_updetr_config
 from updetr_d2.cli import train
+from updetr_d2.config.build import build_model
 from updetr_d2.data.dataset_mappers.panoptic import PanopticDETRDatasetMapper
 from updetr_d2.modeling.outputs import Outputs
 

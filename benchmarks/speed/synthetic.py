@@ -3,10 +3,10 @@
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d
-from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
+from updetr_d2.config.build import build_model
 from updetr_d2.modeling.fast.optimize import optimize_frozen
 from updetr_d2.modeling.targets import BatchTargets
 from updetr_d2.tasks import task_of

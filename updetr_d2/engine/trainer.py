@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
+from updetr_d2.config.build import arguments_as_keys
 from updetr_d2.config.schedule import derive_schedule
 from updetr_d2.data.datasets.names import load_dataset_dicts
 from updetr_d2.data.loading.build import TestLoader, build_train_loader
@@ -80,7 +81,8 @@ class UPDETRTrainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        return optimize_frozen(super().build_model(cfg))
+        with arguments_as_keys():
+            return optimize_frozen(super().build_model(cfg))
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import transforms as T
-from detectron2.modeling import build_model
 from PIL import Image
 from torch import nn
 
@@ -15,6 +14,7 @@ from updetr_d2.checkpoint import run_files
 from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
 from updetr_d2.config import add_updetr_config
 from updetr_d2.config.access import get_value
+from updetr_d2.config.build import build_model
 from updetr_d2.config.files import find_config_file
 from updetr_d2.data.dataset_mappers.oneshot import cut_patch
 from updetr_d2.data.datasets.names import ensure_registered

@@ -62,7 +62,7 @@ class TimmBackbone(Backbone):
         indices = {_feature_name(r): i for i, r in enumerate(net.feature_info.reduction())}
         if not out_features or any(feature not in indices for feature in out_features):
             raise ValueError(
-                f"MODEL.TIMM.OUT_FEATURES is {list(out_features)}, but {name} (MODEL.TIMM.NAME) has "
+                f"`out_features` is {list(out_features)}, but {name} (`name`) has "
                 f"{sorted(indices)}; choose from these."
             )
         deepest = max(indices[feature] for feature in out_features)
@@ -148,13 +148,12 @@ def _import_timm() -> ModuleType:
 def _create_features_model(timm: ModuleType, name: str, in_channels: int, **options) -> nn.Module:
     if not timm.is_model(name):
         similar = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.4)
-        raise ValueError(f"MODEL.TIMM.NAME is '{name}', which timm does not have; similar names: {similar}.")
+        raise ValueError(f"`name` is '{name}', which timm does not have; similar names: {similar}.")
     try:
         return timm.create_model(name, pretrained=False, features_only=True, in_chans=in_channels, **options)
     except (RuntimeError, AttributeError, AssertionError) as error:
         raise ValueError(
-            f"MODEL.TIMM.NAME is '{name}', which timm cannot build with features_only ({error}); choose "
-            "another model."
+            f"`name` is '{name}', which timm cannot build with features_only ({error}); choose another model."
         ) from error
 
 
@@ -181,8 +180,7 @@ def _freeze_stages(net: nn.Module, freeze_at: int) -> None:
     end = next((name for name in modules if name in candidates), None)
     if end is None:
         raise ValueError(
-            f"MODEL.BACKBONE.FREEZE_AT is {freeze_at}, but stages of this timm model cannot be told apart; "
-            "set it to 0."
+            f"`freeze_at` is {freeze_at}, but stages of this timm model cannot be told apart; set it to 0."
         )
     names = list(modules)
     inside = [i for i, name in enumerate(names) if name == end or name.startswith(f"{end}.")]

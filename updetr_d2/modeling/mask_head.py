@@ -77,13 +77,13 @@ class MaskHead(nn.Module):
         super().__init__()
         if len(fpn_channels) != 3:
             raise ValueError(
-                f"MODEL.MASK_HEAD.IN_FEATURES names {len(fpn_channels)} features; the mask head adds three, "
+                f"`fpn_channels` names {len(fpn_channels)} features; the mask head adds three, "
                 "the coarsest first, such as ['res4', 'res3', 'res2']."
             )
         if hidden_dim % (16 * NUM_GROUPS) or num_heads % NUM_GROUPS:
             raise ValueError(
-                f"The mask head needs MODEL.DETR.HIDDEN_DIM ({hidden_dim}) to be a multiple of "
-                f"{16 * NUM_GROUPS} and MODEL.DETR.NHEADS ({num_heads}) a multiple of {NUM_GROUPS}."
+                f"The mask head needs `hidden_dim` ({hidden_dim}) to be a multiple of "
+                f"{16 * NUM_GROUPS} and `num_heads` ({num_heads}) a multiple of {NUM_GROUPS}."
             )
         self.context_dim = hidden_dim
         joint_dim = hidden_dim + num_heads

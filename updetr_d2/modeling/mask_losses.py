@@ -36,8 +36,8 @@ class PointSampling:
     def __post_init__(self) -> None:
         if self.num_points < 1 or self.oversample_ratio < 1 or not 0 <= self.importance_sample_ratio <= 1:
             raise ValueError(
-                f"MODEL.MASK_HEAD.TRAIN_NUM_POINTS ({self.num_points}) must be positive, OVERSAMPLE_RATIO "
-                f"({self.oversample_ratio}) at least 1 and IMPORTANCE_SAMPLE_RATIO "
+                f"`num_points` ({self.num_points}) must be positive, `oversample_ratio` "
+                f"({self.oversample_ratio}) at least 1 and `importance_sample_ratio` "
                 f"({self.importance_sample_ratio}) in [0, 1]."
             )
 

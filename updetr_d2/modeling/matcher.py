@@ -78,7 +78,7 @@ class HungarianMatcher:
         focal_gamma: float = 2.0,
     ) -> None:
         if cost_class == cost_bbox == cost_giou == 0:
-            raise ValueError("MODEL.MATCHER.COST_CLASS, COST_BBOX and COST_GIOU must not all be 0.")
+            raise ValueError("`cost_class`, `cost_bbox` and `cost_giou` must not all be 0.")
         self.cost_class = cost_class
         self.cost_bbox = cost_bbox
         self.cost_giou = cost_giou

@@ -28,7 +28,7 @@ class SinePositionEncoding(nn.Module):
     ) -> None:
         super().__init__()
         if hidden_dim % 4:
-            raise ValueError(f"MODEL.DETR.HIDDEN_DIM is {hidden_dim}; sine encoding needs a multiple of 4.")
+            raise ValueError(f"`hidden_dim` is {hidden_dim}; sine encoding needs a multiple of 4.")
         self.num_features = hidden_dim // 2
         self.temperature = temperature
         self.scale = scale

@@ -78,9 +78,9 @@ class DETR(nn.Module):
         self.in_features = transformer.in_features or (in_feature,)
         for name in (in_feature, *self.in_features):
             if name not in features:
-                key = "DETR.IN_FEATURE" if name == in_feature else "DEFORMABLE.IN_FEATURES"
+                argument = "in_feature" if name == in_feature else "in_features"
                 raise ValueError(
-                    f"MODEL.{key} is '{name}', but the backbone returns only {sorted(features)}; add it to the "
+                    f"`{argument}` is '{name}', but the backbone returns only {sorted(features)}; add it to the "
                     "backbone's OUT_FEATURES."
                 )
         self.backbone = backbone

@@ -35,7 +35,7 @@ class OneShotDETR(PatchQueryDETR):
         super().__init__(**detr_args)
         if self.num_classes != 1:
             raise ValueError(
-                f"MODEL.DETR.NUM_CLASSES is {self.num_classes}; OneShotDETR has one class, 'matches the query "
+                f"`num_classes` is {self.num_classes}; OneShotDETR has one class, 'matches the query "
                 "patch': set it to 1."
             )
 

@@ -60,14 +60,14 @@ class PanopticDETR(DETR):
         super().__init__(**detr_args)
         if num_thing_classes > self.num_classes:
             raise ValueError(
-                f"MODEL.MASK_HEAD.NUM_THING_CLASSES ({num_thing_classes}) is more than "
-                f"MODEL.DETR.NUM_CLASSES ({self.num_classes}), which counts things and stuff."
+                f"`num_thing_classes` ({num_thing_classes}) is more than "
+                f"`num_classes` ({self.num_classes}), which counts things and stuff."
             )
         features = self.backbone.output_shape()
         missing = [name for name in fpn_features if name not in features]
         if missing:
             raise ValueError(
-                f"MODEL.MASK_HEAD.IN_FEATURES names {missing}, but the backbone returns only "
+                f"`fpn_features` names {missing}, but the backbone returns only "
                 f"{sorted(features)}; add them to the backbone's OUT_FEATURES."
             )
         self.freeze_detr = freeze_detr

@@ -61,11 +61,11 @@ class UPDETR(PatchQueryDETR):
         if num_patches < 1 or self.num_queries % num_patches:
             divisors = [m for m in range(1, self.num_queries + 1) if self.num_queries % m == 0]
             raise ValueError(
-                f"MODEL.UPDETR.NUM_PATCHES ({num_patches}) must divide MODEL.DETR.NUM_QUERIES "
+                f"`num_patches` ({num_patches}) must divide `num_queries` "
                 f"({self.num_queries}); use one of {divisors}."
             )
         if not 0 <= mask_ratio < 1:
-            raise ValueError(f"MODEL.UPDETR.MASK_RATIO must be in [0, 1), not {mask_ratio}.")
+            raise ValueError(f"`mask_ratio` must be in [0, 1), not {mask_ratio}.")
         self.num_patches = num_patches
         self.group_size = self.num_queries // num_patches
         self.mask_ratio = mask_ratio
@@ -94,7 +94,7 @@ class UPDETR(PatchQueryDETR):
             "freeze_backbone": updetr.FREEZE_BACKBONE,
         }
 
-    def train(self, mode: bool = True) -> "UPDETR":
+    def train(self, mode: bool = True) -> nn.Module:
         """As for every module, but a frozen CNN stays in evaluation: no new BatchNorm statistics, no dropout."""
         super().train(mode)
         if self.freeze_backbone:

@@ -114,16 +114,16 @@ class DeformableTransformer(DetectionTransformer):
         super().__init__()
         if hidden_dim % num_heads or hidden_dim % _NORM_GROUPS:
             raise ValueError(
-                f"MODEL.DETR.HIDDEN_DIM ({hidden_dim}) must be a multiple of MODEL.DETR.NHEADS ({num_heads}) "
+                f"`hidden_dim` ({hidden_dim}) must be a multiple of `num_heads` ({num_heads}) "
                 f"and, for a deformable transformer, of {_NORM_GROUPS}."
             )
         if num_levels < len(in_features):
             raise ValueError(
-                f"MODEL.DEFORMABLE.NUM_LEVELS ({num_levels}) is less than the number of "
-                f"MODEL.DEFORMABLE.IN_FEATURES {tuple(in_features)}: raise it or take features out."
+                f"`num_levels` ({num_levels}) is less than the number of "
+                f"`in_features` {tuple(in_features)}: raise it or take features out."
             )
         if two_stage and not box_refine:
-            raise ValueError("MODEL.DEFORMABLE.TWO_STAGE needs MODEL.DEFORMABLE.BOX_REFINE: set it to True.")
+            raise ValueError("`two_stage` needs `box_refine`: set it to True.")
         self.in_features = tuple(in_features)
         self.hidden_dim = hidden_dim
         self.num_decoder_layers = num_decoder_layers

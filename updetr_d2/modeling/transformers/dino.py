@@ -42,14 +42,14 @@ class DINOTransformer(DeformableTransformer):
 
     def build_query_layers(self) -> None:
         parts = {
-            "BOX_REFINE": self.box_refine,
-            "TWO_STAGE": self.two_stage,
-            "MIXED_SELECTION": self.mixed_selection,
-            "LOOK_FORWARD_TWICE": self.look_forward_twice,
+            "box_refine": self.box_refine,
+            "two_stage": self.two_stage,
+            "mixed_selection": self.mixed_selection,
+            "look_forward_twice": self.look_forward_twice,
         }
         if not all(parts.values()):
-            missing = ", ".join(f"MODEL.DEFORMABLE.{name}" for name, there in parts.items() if not there)
-            raise ValueError(f"MODEL.TRANSFORMER.NAME DINOTransformer needs {missing}: set them to True.")
+            missing = ", ".join(f"`{name}`" for name, there in parts.items() if not there)
+            raise ValueError(f"DINOTransformer needs {missing}: set them to True.")
         dim = self.hidden_dim
         self.enc_output = nn.Linear(dim, dim)
         self.enc_output_norm = nn.LayerNorm(dim)

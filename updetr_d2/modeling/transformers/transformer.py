@@ -198,9 +198,7 @@ class Transformer(DetectionTransformer):
     ) -> None:
         super().__init__()
         if hidden_dim % num_heads:
-            raise ValueError(
-                f"MODEL.DETR.HIDDEN_DIM ({hidden_dim}) must be a multiple of MODEL.DETR.NHEADS ({num_heads})."
-            )
+            raise ValueError(f"`hidden_dim` ({hidden_dim}) must be a multiple of `num_heads` ({num_heads}).")
         self.hidden_dim = hidden_dim
         self.position_encoding = SinePositionEncoding(hidden_dim)
         layer_args = {
