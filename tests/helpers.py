@@ -93,6 +93,21 @@ PANOPTIC_RESNET18 = (
     *("MODEL.MASK_HEAD.NUM_THING_CLASSES", 2),
 )
 
+# Options that put multi-scale transformers in the place of DETR's: the backbone's two features and a third level.
+DEFORMABLE = (
+    *("MODEL.TRANSFORMER.NAME", "DeformableTransformer"),
+    *("MODEL.DEFORMABLE.IN_FEATURES", ("res4", "res5"), "MODEL.DEFORMABLE.NUM_LEVELS", 3),
+    *("MODEL.DEFORMABLE.NUM_POINTS", 2, "MODEL.CRITERION.CLASS_LOSS", "focal"),
+)
+REFINE = (*DEFORMABLE, "MODEL.DEFORMABLE.BOX_REFINE", True)
+TWO_STAGE = (*REFINE, "MODEL.DEFORMABLE.TWO_STAGE", True)
+DINO = (
+    *TWO_STAGE,
+    *("MODEL.TRANSFORMER.NAME", "DINOTransformer"),
+    *("MODEL.DEFORMABLE.MIXED_SELECTION", True, "MODEL.DEFORMABLE.LOOK_FORWARD_TWICE", True),
+    *("MODEL.DENOISING.NUM_QUERIES", 12),
+)
+
 # The first self-attention of the decoder sees only zeros, so these have no gradient in a fresh model.
 WITHOUT_GRADIENT_AT_START = (
     "transformer.decoder.layers.0.self_attn.",

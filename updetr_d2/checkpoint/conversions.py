@@ -16,7 +16,7 @@ from updetr_d2.checkpoint.safe_loading import CheckpointError
 
 StateDict = dict[str, torch.Tensor]
 
-# Entry beside "model" for the rows of COCO's class head that no category uses; `restore` puts them back.
+# Entry beside "model": by name of a tensor, the rows that no category of COCO uses; `restore` puts them back.
 UNUSED_ROWS = "class_embed_unused_rows"
 
 # A result with less than this share of the tensors that such a model has is refused.
@@ -31,6 +31,7 @@ class Source:
         pairs: their and our names, from the keys of a state dict (see ``layouts.py``).
         prefixes: what may stand before each of their names; the first one found is removed.
         any_names: whether every state dict passes for this layout, so that a fit says nothing.
+        copies: names of tensors that this layout holds twice, and what they are copies of.
         restorable: whether :func:`restore` can write this layout.
         notes: what the user should know about configs.
     """
@@ -38,6 +39,7 @@ class Source:
     pairs: Callable[[Iterable[str]], layouts.Pairs]
     prefixes: tuple[str, ...] = ("", "module.")
     any_names: bool = False
+    copies: Callable[[Iterable[str]], layouts.Pairs] = lambda keys: []
     restorable: bool = False
     notes: tuple[str, ...] = ()
 
@@ -61,12 +63,21 @@ SOURCES = {
             "released ones) and to False for weights trained with UP-DETR's code",
         ),
     ),
-    "deformable-detr": Source(deformable_layouts.deformable_detr_pairs, restorable=True),
-    "dino": Source(deformable_layouts.dino_pairs, restorable=True),
+    "deformable-detr": Source(
+        deformable_layouts.deformable_detr_pairs,
+        copies=deformable_layouts.deformable_detr_copies,
+        restorable=True,
+    ),
+    "dino": Source(deformable_layouts.dino_pairs, copies=deformable_layouts.dino_copies, restorable=True),
     "transformers-detr": Source(
         layouts.transformers_detr_pairs,
         prefixes=("",),
         notes=("for segmentation models set MODEL.MASK_HEAD.SOFTMAX_OVER_HEADS to True",),
+    ),
+    "transformers-deformable-detr": Source(
+        deformable_layouts.transformers_deformable_detr_pairs,
+        prefixes=("",),
+        copies=deformable_layouts.transformers_deformable_detr_copies,
     ),
     "torchvision": Source(_resnet_pairs),
     "swav": Source(_resnet_pairs, prefixes=("module.", "")),
@@ -136,7 +147,7 @@ def convert(checkpoint: dict[str, Any], *, source: str) -> tuple[dict[str, Any],
 
     Returns:
         A checkpoint that ``MODEL.WEIGHTS`` takes: ``model`` (our names, same tensors), ``__author__``,
-        ``matching_heuristics`` False and, for COCO class heads, ``class_embed_unused_rows``.
+        ``matching_heuristics`` False and, for heads of COCO's classes, ``class_embed_unused_rows``.
 
     Raises:
         CheckpointError: if there are no tensors or most of such a model's tensors are not there.
@@ -147,7 +158,8 @@ def convert(checkpoint: dict[str, Any], *, source: str) -> tuple[dict[str, Any],
         raise CheckpointError(_mismatch_message(state, source, report))
     converted = {"model": model, "__author__": "updetr_d2", "matching_heuristics": False}
     unused = _keep_coco_rows(model, report)
-    if unused is not None:
+    report.notes += _config_notes(model)
+    if unused:
         converted[UNUSED_ROWS] = unused
     report.notes += SOURCES[source].notes
     return converted, report
@@ -169,15 +181,20 @@ def restore(checkpoint: dict[str, Any], *, source: str) -> tuple[dict[str, Any],
     if not SOURCES[source].restorable:
         names = ", ".join(name for name, layout in SOURCES.items() if layout.restorable)
         raise CheckpointError(f"The layout of {source} cannot be written; these can: {names}.")
-    state = state_dict_of(checkpoint)
+    state = dict(state_dict_of(checkpoint))
+    notes = _restore_coco_rows(state, checkpoint.get(UNUSED_ROWS, {}))
     pairs = [(ours, theirs) for theirs, ours in SOURCES[source].pairs(state)]
     model, report = _rename(state, pairs)
+    report.notes += notes
     if report.matched_share < _LEAST_MATCHED:
         raise CheckpointError(
             f"Only {len(report.kept) + len(report.renamed)} tensors of this checkpoint belong to a {source} "
             "model of updetr_d2; is it one of ours, and is --source right?"
         )
-    _restore_coco_rows(model, checkpoint.get(UNUSED_ROWS), report)
+    copies = {copy: original for copy, original in SOURCES[source].copies(state) if original in model}
+    model.update({copy: model[original].clone() for copy, original in copies.items()})
+    if copies:
+        report.notes.append(f"{len(copies)} tensors were written again under the other names that they have")
     return {"model": model}, report
 
 
@@ -217,12 +234,30 @@ def stack_projections(state: StateDict) -> StateDict:
 
 def _convert_names(state: StateDict, source: str) -> tuple[StateDict, ConversionReport]:
     """Apply a source's names to a state dict, with the best-matching of its prefixes."""
+    layout = SOURCES[source]
     attempts = []
-    for prefix in SOURCES[source].prefixes:
+    for prefix in layout.prefixes:
         bare = [key.removeprefix(prefix) for key in state if key.startswith(prefix)]
-        pairs = [(prefix + theirs, ours) for theirs, ours in SOURCES[source].pairs(bare)]
-        attempts.append(_rename(state, pairs))
+        copies = {prefix + copy: prefix + original for copy, original in layout.copies(bare)}
+        # Files that write shared tensors once may have them under the other name.
+        written = {original: copy for copy, original in copies.items() if copy in state}
+        pairs = [
+            (name if name in state else written.get(name, name), ours)
+            for name, ours in ((prefix + theirs, ours) for theirs, ours in layout.pairs(bare))
+        ]
+        model, report = _rename(state, pairs)
+        report.dropped = [(name, _copy_reason(state, name, copies) or why) for name, why in report.dropped]
+        attempts.append((model, report))
     return max(attempts, key=lambda attempt: attempt[1].matched_share)
+
+
+def _copy_reason(state: StateDict, name: str, copies: dict[str, str]) -> str | None:
+    """Why a tensor that stands in a layout twice is dropped; None for others."""
+    original = copies.get(name)
+    if original not in state:
+        return None
+    same = torch.equal(state[name], state[original])
+    return f"a copy of {original}" if same else f"not the copy of {original} that such models have here"
 
 
 def _rename(state: StateDict, pairs: layouts.Pairs) -> tuple[StateDict, ConversionReport]:
@@ -257,41 +292,54 @@ def _mismatch_message(state: StateDict, source: str, report: ConversionReport) -
     )
 
 
-def _class_head(model: StateDict) -> tuple[str, coco_head.Rows]:
-    """Prefix of the class head in either layout, with its weight and bias (nothing if it is not whole)."""
-    prefix = next((p for p in ("class_embed.", "detr.class_embed.") if f"{p}bias" in model), "")
-    names = ("weight", "bias")
-    is_whole = all(f"{prefix}{name}" in model for name in names)
-    return prefix, {name: model[f"{prefix}{name}"] for name in names} if is_whole else {}
+def _keep_coco_rows(model: StateDict, report: ConversionReport) -> StateDict:
+    """Put the rows of COCO's classes in contiguous order; returns the others by name of their tensor."""
+    all_unused, notes = {}, []
+    for name, orders in coco_head.class_rows(model).items():
+        before = len(model[name])
+        model[name], unused = coco_head.to_contiguous(model[name], orders)
+        if unused is not None:
+            all_unused[name] = unused
+            after = len(model[name])
+            notes.append(f"{_module_of(name)}: {before} rows of COCO's ids became {after} contiguous ones")
+    report.notes += dict.fromkeys(notes)
+    return all_unused
 
 
-def _keep_coco_rows(model: StateDict, report: ConversionReport) -> coco_head.Rows | None:
-    prefix, head = _class_head(model)
-    if not head:
-        return None
-    kept, unused = coco_head.to_contiguous(head)
-    model.update({prefix + name: tensor for name, tensor in kept.items()})
-    if unused is not None:
-        report.notes.append(
-            f"class_embed: {len(head['bias'])} rows of COCO's ids became {len(kept['bias'])} contiguous ones"
-        )
-    report.notes.append(
-        f"set MODEL.DETR.NUM_CLASSES {len(kept['bias']) - 1}, "
-        f"MODEL.DETR.NUM_QUERIES {len(model.get('query_embed.weight', ()))}, "
-        f"MODEL.DETR.PRE_NORM {'transformer.encoder.norm.weight' in model}"
-    )
-    return unused
+def _restore_coco_rows(state: StateDict, all_unused: StateDict) -> list[str]:
+    """Undo :func:`_keep_coco_rows` in place; returns notes."""
+    notes = []
+    for name, orders in coco_head.class_rows(state).items():
+        # Older files have "weight" and "bias" of the one class head.
+        unused = all_unused.get(name, all_unused.get(name.removeprefix("class_embed.")))
+        before = len(state[name])
+        state[name] = coco_head.to_official(state[name], unused, orders)
+        after = len(state[name])
+        if before != after:
+            fill = "as they were" if unused is not None else "with probability 0"
+            notes.append(
+                f"{_module_of(name)}: {before} rows became {after} of COCO's ids, the unused ones {fill}"
+            )
+    return list(dict.fromkeys(notes))
 
 
-def _restore_coco_rows(model: StateDict, unused: coco_head.Rows | None, report: ConversionReport) -> None:
-    prefix, head = _class_head(model)
-    if not head:
-        return
-    official = coco_head.to_official(head, unused)
-    model.update({prefix + name: tensor for name, tensor in official.items()})
-    before, after = len(head["bias"]), len(official["bias"])
-    if before != after:
-        fill = "as they were" if unused is not None else "with probability 0"
-        report.notes.append(
-            f"class_embed: {before} rows became {after} of COCO's ids, the unused ones {fill}"
-        )
+def _module_of(name: str) -> str:
+    """What a tensor belongs to, all modules of a list together."""
+    return re.sub(r"(\.\d+)?\.(weight|bias)$", "", name)
+
+
+def _config_notes(model: StateDict) -> list[str]:
+    """Config values that the tensors of a detector tell."""
+    head = next((name for name in ("class_embed.bias", "class_embed.0.bias") if name in model), None)
+    if head is None:
+        return []
+    deformable = "transformer.level_embed" in model
+    values = {"MODEL.DETR.NUM_CLASSES": len(model[head]) - (not deformable)}
+    if "query_embed.weight" in model:
+        values["MODEL.DETR.NUM_QUERIES"] = len(model["query_embed.weight"])
+    if not deformable:
+        values["MODEL.DETR.PRE_NORM"] = "transformer.encoder.norm.weight" in model
+    elif "transformer.enc_out_class_embed.bias" not in model:
+        values["MODEL.DEFORMABLE.BOX_REFINE"] = head == "class_embed.0.bias"
+        values["MODEL.DEFORMABLE.TWO_STAGE"] = "transformer.enc_output.weight" in model
+    return ["set " + ", ".join(f"{key} {value}" for key, value in values.items())]
