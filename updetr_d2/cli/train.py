@@ -22,7 +22,7 @@ from updetr_d2 import add_updetr_config
 from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
 from updetr_d2.checkpoint.run_files import check_writable
 from updetr_d2.config.checks import check_config
-from updetr_d2.config.files import find_config_file
+from updetr_d2.config.files import find_config_file, merge_config_file
 from updetr_d2.data.datasets.classes import derive_num_classes
 from updetr_d2.data.datasets.names import ensure_registered
 from updetr_d2.engine.launch import launch
@@ -35,7 +35,7 @@ def setup(args: Namespace) -> CfgNode:
     """Read and check the config, start logging, register the data sets that it names."""
     cfg = get_cfg()
     add_updetr_config(cfg)
-    cfg.merge_from_file(find_config_file(args.config_file))
+    merge_config_file(cfg, find_config_file(args.config_file))
     try:
         cfg.merge_from_list(args.opts)
     except ValueError as error:  # yacs's, of a value of another type

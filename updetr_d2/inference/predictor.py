@@ -13,6 +13,7 @@ from torch import nn
 from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
 from updetr_d2.config import add_updetr_config
 from updetr_d2.config.checks import check_config
+from updetr_d2.config.files import merge_config_file
 from updetr_d2.data.dataset_mappers.oneshot import cut_patch
 from updetr_d2.data.datasets.classes import NUM_CLASSES_KEYS, derive_num_classes
 from updetr_d2.data.datasets.names import ensure_registered
@@ -38,10 +39,7 @@ def setup_inference_config(config_file: str, options: list[str]) -> CfgNode:
     """
     cfg = get_cfg()
     add_updetr_config(cfg)
-    try:
-        cfg.merge_from_file(config_file)
-    except (AssertionError, KeyError) as error:  # Detectron2's: no such file; yacs's: no such key
-        raise ValueError(f"{config_file}: {error.args[0]}") from error
+    merge_config_file(cfg, config_file)
     try:
         cfg.merge_from_list(options)
     except (AssertionError, KeyError) as error:  # yacs's way of saying that a key or value is wrong

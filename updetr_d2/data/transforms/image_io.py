@@ -12,6 +12,8 @@ from detectron2.utils.file_io import PathManager
 from PIL import ExifTags, Image, ImageOps
 from torchvision.io import ImageReadMode, decode_jpeg
 
+from updetr_d2.utils.files import refuse_special_file
+
 # Formats that are decoded, whatever the extension says. Others of Pillow's stay closed on purpose: some
 # start external programs (EPS) and none is used for photographs. JPEG includes the MPO files of phones.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
@@ -52,6 +54,7 @@ def read_image_rgb(file_name: str, *, min_side: int = 1) -> np.ndarray:
         UnusableImageError: if the file cannot be read, is damaged, too small or a decompression bomb.
     """
     try:
+        refuse_special_file(file_name)
         with PathManager.open(file_name, "rb") as file:
             content = file.read()
     except OSError as error:
