@@ -18,6 +18,7 @@ from detectron2.config import get_cfg
 
 from updetr_d2.config import add_updetr_config
 from updetr_d2.config.files import merge_config_file
+from updetr_d2.config.flat import flat_config, flatten
 from updetr_d2.visualization.curves import fits_float, read_metrics
 
 _IMAGE_TYPES = (".png", ".jpg", ".jpeg")
@@ -142,18 +143,7 @@ class RunFolder:
             merge_config_file(cfg, str(path))
         except (OSError, ValueError):
             return None
-        return flatten(yaml.safe_load(cfg.dump()))
-
-
-def flatten(values: dict, prefix: str = "") -> dict[str, object]:
-    """Nested dicts -> one with names such as "MODEL.DETR.NHEADS", sorted."""
-    flat = {}
-    for name, value in sorted(values.items(), key=lambda item: str(item[0])):
-        if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
+        return flat_config(cfg)
 
 
 def differences(config: dict[str, object], base: dict[str, object]) -> list[tuple[str, object, object]]:

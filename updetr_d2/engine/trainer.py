@@ -16,9 +16,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
+from updetr_d2.checkpoint.resuming import describe_run
+from updetr_d2.config.flat import flat_config
 from updetr_d2.config.schedule import derive_schedule
 from updetr_d2.data.dataset_mappers import build_mapper
-from updetr_d2.data.datasets.classes import check_class_ids
+from updetr_d2.data.datasets.classes import NUM_CLASSES_KEYS, check_class_ids, class_names
 from updetr_d2.data.datasets.names import load_dataset_dicts
 from updetr_d2.data.loading.build import build_test_loader, build_train_loader, load_training_set
 from updetr_d2.engine.compilation import compile_parts
@@ -73,6 +75,9 @@ class UPDETRTrainer(DefaultTrainer):
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = UPDETRCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        learns_classes = cfg.MODEL.META_ARCHITECTURE in NUM_CLASSES_KEYS
+        classes = class_names(cfg.DATASETS.TRAIN[0]) if learns_classes else ()
+        self.checkpointer.run = describe_run(flat_config(cfg), classes)
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -124,6 +129,14 @@ class UPDETRTrainer(DefaultTrainer):
         with self.stop_signals:
             return super().train()
 
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Go on from a checkpoint at its place in the schedule, with the learning rates of the config."""
+        super().load_state_dict(state_dict)
+        groups = self._trainer.optimizer.param_groups
+        self.scheduler.base_lrs = [group["initial_lr"] for group in groups]
+        for group, learning_rate in zip(groups, self.scheduler.get_lr()):
+            group["lr"] = learning_rate
+
     def resume_or_load(self, resume: bool = True) -> None:
         """Continue from the last checkpoint in ``OUTPUT_DIR`` if there is one, else load ``MODEL.WEIGHTS``.
 
@@ -133,6 +146,11 @@ class UPDETRTrainer(DefaultTrainer):
         extra = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         if self.checkpointer.resumed_from:
             self.start_iter = self.iter + 1
+            if self.start_iter >= self.max_iter:
+                logger.warning(
+                    "SOLVER.MAX_ITER is %d and %d iterations are done: nothing is left to train; set it higher.",
+                    *(self.max_iter, self.start_iter),
+                )
             CheckpointHook.restore_data_loader(self.data_loader, extra)
         else:
             check_pretrained(self.cfg, self.checkpointer)
