@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Boxes, pairwise_iou
 from torch import Tensor
 
@@ -17,7 +18,8 @@ from updetr_d2.data.datasets.names import ensure_registered
 from updetr_d2.data.transforms.image_io import UnusableImageError, read_image_rgb
 from updetr_d2.data.transforms.patch_boxes import random_patch_boxes
 from updetr_d2.inference.predictor import Predictor, cut_query_patch, setup_inference_config
-from updetr_d2.inference.results import Findings, PredictedClasses, find_classes, find_objects
+from updetr_d2.tasks import task_of, task_of_architecture
+from updetr_d2.tasks.findings import Findings
 from updetr_d2.visualization.boxes import draw_patch_guesses
 
 logger = logging.getLogger(__name__)
@@ -38,20 +40,20 @@ class DemoModel:
     predictor: Predictor
 
     @classmethod
-    def load(cls, config_file: str, options: list[str], *, kinds: tuple[str, ...]) -> "DemoModel":
+    def load(cls, config_file: str, options: list[str], *, tab: str) -> "DemoModel":
         """
         Args:
             config_file, options: as for ``setup_inference_config``; they name the weights.
-            kinds: meta-architectures that the model may be of.
+            tab: of the page; the model's task must be one that it shows.
 
         Raises:
             ValueError: if it is of another kind, or config or weights are wrong.
         """
         cfg = setup_inference_config(config_file, options)
-        if cfg.MODEL.META_ARCHITECTURE not in kinds:
+        if tab not in task_of(cfg).tabs:
             raise ValueError(
                 f"MODEL.META_ARCHITECTURE of {config_file} is {cfg.MODEL.META_ARCHITECTURE}; here it must be "
-                f"{' or '.join(kinds)}."
+                f"{' or '.join(architectures_of(tab))}."
             )
         return cls(cfg, Predictor(cfg))
 
@@ -78,6 +80,11 @@ class DemoModel:
         side = max(self.cfg.INPUT.QUERY_PATCH.MIN_SIZE, min(height, width) // 4)
         rng = np.random.default_rng(zlib.crc32(Path(file_name).name.encode()))
         return random_patch_boxes(rng, width=width, height=height, num_patches=1, min_size=side)[0].tolist()
+
+
+def architectures_of(tab: str) -> list[str]:
+    """Names of the meta-architectures that a tab of the page can show."""
+    return [name for name, each in META_ARCH_REGISTRY if tab in task_of_architecture(each).tabs]
 
 
 def read_picture(file_name: str | None, what: str = "picture") -> np.ndarray:
@@ -181,14 +188,11 @@ def locate_patch(
     return picture, markdown_table(header, rows)
 
 
-def detect(
-    model: DemoModel, classes: PredictedClasses, kind: str, file_name: str | None, threshold: float
-) -> tuple[np.ndarray, str]:
+def detect(model: DemoModel, kind: str, file_name: str | None, threshold: float) -> tuple[np.ndarray, str]:
     """What a detector sees in an image.
 
     Args:
         model: the detector.
-        classes: what it predicts.
         kind: of the picture, "pictures" (boxes) or "panoptic".
         file_name: the image.
         threshold: lowest score of what is shown, in [0, 1].
@@ -200,8 +204,8 @@ def detect(
         VisitorError: for what is missing or wrong.
     """
     image = read_picture(file_name)
-    found = find_classes(model.predictor, classes, image, threshold, picture_scale=enlargement(image))
-    return found.pictures[kind], describe(found, classes.name, threshold)
+    found = model.predictor.find(image, threshold=threshold, picture_scale=enlargement(image))
+    return found.pictures[kind], describe(found, model.predictor.classes.name, threshold)
 
 
 def find_similar(
@@ -231,7 +235,9 @@ def find_similar(
     """
     query = cut_query(model, read_picture(query_file, "query"), (x0, y0, x1, y1), whole_image=True)
     image = read_picture(file_name, "picture to search")
-    found = find_objects(model.predictor, query[None], image, threshold, picture_scale=enlargement(image))
+    found = model.predictor.find(
+        image, threshold=threshold, patches=query[None], picture_scale=enlargement(image)
+    )
     return found.pictures["pictures"], describe(found, lambda _: "like the query", threshold)
 
 

@@ -27,17 +27,10 @@ from detectron2.utils.logger import setup_logger
 
 from demo import answers
 from demo.answers import DemoModel
-from updetr_d2.inference.results import PredictedClasses
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICKSTART = ROOT / "output" / "quickstart"
 QUICKSTART_RUNS = {"patches": "pretrain", "detection": "finetune"}
-KINDS = {
-    "patches": ("UPDETR",),
-    "detection": ("DETR", "PanopticDETR", "GeneralizedRCNN"),
-    "panoptic": ("PanopticDETR",),
-    "one_shot": ("OneShotDETR",),
-}
 NUM_EXAMPLES = 6
 CSS = """
 .picture img {object-fit: contain; width: 100%; height: 100%}
@@ -157,7 +150,7 @@ def classes_tab(model: DemoModel, *, kind: str, introduction: str) -> None:
             picture, threshold = picture_input("picture"), threshold_slider()
             button = gr.Button("Find objects", variant="primary")
         result = result_column()
-    detect = in_page(functools.partial(answers.detect, model, PredictedClasses(model.cfg), kind))
+    detect = in_page(functools.partial(answers.detect, model, kind))
     button.click(detect, inputs=[picture, threshold], outputs=result)
     gr.Examples(examples(model), inputs=[picture])
 
@@ -235,9 +228,11 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    for tab, kinds in KINDS.items():
-        option = f"--{tab.replace('_', '-')}"
-        parser.add_argument(option, nargs=2, metavar=("CONFIG", "WEIGHTS"), help=f"a {' or '.join(kinds)}")
+    for tab in TABS:
+        kinds = " or ".join(answers.architectures_of(tab))
+        parser.add_argument(
+            f"--{tab.replace('_', '-')}", nargs=2, metavar=("CONFIG", "WEIGHTS"), help=f"a {kinds}"
+        )
     parser.add_argument("--host", default="127.0.0.1", help="address to serve on (default: %(default)s)")
     parser.add_argument("--port", type=int, help="port to serve on (default: the first free one from 7860)")
     parser.add_argument("options", nargs="*", metavar="KEY VALUE", help="config values for all models")
@@ -272,7 +267,7 @@ def serve(models: dict[str, DemoModel], *, host: str = "127.0.0.1", port: int | 
 def load_models(wanted: dict[str, tuple[str, str]], options: list[str]) -> dict[str, DemoModel]:
     """The models of tabs, from config and weights; ``options`` are KEY VALUE pairs for all of them."""
     return {
-        tab: DemoModel.load(config_file, [*options, "MODEL.WEIGHTS", weights], kinds=KINDS[tab])
+        tab: DemoModel.load(config_file, [*options, "MODEL.WEIGHTS", weights], tab=tab)
         for tab, (config_file, weights) in wanted.items()
     }
 

@@ -20,8 +20,8 @@ from benchmarks.speed import criterion, data, inference, mask_head, matcher, sca
 from benchmarks.speed.report import environment, table, write_json
 from benchmarks.speed.timing import Clock
 from updetr_d2 import add_updetr_config
-from updetr_d2.config.checks import check_config
 from updetr_d2.config.files import merge_config_file
+from updetr_d2.tasks import check_config
 
 # Subcommand -> its module, with add_arguments(parser) and run(args, cfg) -> list[Measurement].
 COMMANDS = {

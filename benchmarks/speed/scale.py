@@ -19,6 +19,8 @@ from benchmarks.speed import synthetic
 from benchmarks.speed.step import OurStep
 from benchmarks.speed.timing import Clock, Measurement, measure_in_turn, peak_memory
 from updetr_d2.engine.trainer import distribute
+from updetr_d2.tasks import task_of
+from updetr_d2.tasks.pretraining import PretrainingTask
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -42,7 +44,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace, cfg: CfgNode) -> list[Measurement]:
     first = {"batch": args.batch_sizes[0], "side": args.image_sides[0]}
-    if cfg.MODEL.META_ARCHITECTURE == "UPDETR":
+    if isinstance(task_of(cfg), PretrainingTask):
         first["patches"] = cfg.MODEL.UPDETR.NUM_PATCHES
     first["queries"] = cfg.MODEL.DETR.NUM_QUERIES
     changes = [{"batch": value} for value in args.batch_sizes[1:]]

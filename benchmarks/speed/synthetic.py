@@ -8,6 +8,8 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from updetr_d2.modeling.targets import BatchTargets
+from updetr_d2.tasks import task_of
+from updetr_d2.tasks.pretraining import PretrainingTask
 
 
 def build_random_model(cfg: CfgNode) -> nn.Module:
@@ -41,8 +43,8 @@ def random_samples(cfg: CfgNode, *, batch_size: int, size: tuple[int, int], num_
         num_targets: boxes of each image; UPDETR has one for each patch instead.
     """
     torch.manual_seed(1)
-    architecture = cfg.MODEL.META_ARCHITECTURE
-    num_patches = {"UPDETR": cfg.MODEL.UPDETR.NUM_PATCHES, "OneShotDETR": 1}.get(architecture, 0)
+    needs = task_of(cfg).query_patches(cfg)
+    num_patches = 0 if needs is None else needs.limit or 1
     side = cfg.INPUT.QUERY_PATCH.SIZE
     return [_random_sample(cfg, size, num_patches, side, num_targets) for _ in range(batch_size)]
 
@@ -51,7 +53,7 @@ def _random_sample(
     cfg: CfgNode, size: tuple[int, int], num_patches: int, patch_side: int, num_targets: int
 ) -> dict:
     height, width = size
-    pretraining = cfg.MODEL.META_ARCHITECTURE == "UPDETR"
+    pretraining = isinstance(task_of(cfg), PretrainingTask)
     count = num_patches if pretraining else num_targets
     classes = torch.full((count,), cfg.MODEL.DETR.NUM_CLASSES - 1)
     if not pretraining:

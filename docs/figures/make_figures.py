@@ -29,11 +29,11 @@ from detectron2.utils.logger import setup_logger
 from PIL import Image
 from torch import nn
 
-from updetr_d2.data.dataset_mappers import build_mapper
 from updetr_d2.data.datasets.names import ensure_registered
 from updetr_d2.inference.predictor import load_trained_model, setup_inference_config
 from updetr_d2.modeling.box_ops import cxcywh_to_xyxy
 from updetr_d2.modeling.matcher import FORBIDDEN, build_matcher
+from updetr_d2.tasks import build_mapper
 from updetr_d2.visualization.attention import decoder_attention, draw_attention_maps
 from updetr_d2.visualization.boxes import draw_query_patch_sample, save_picture, to_rgb
 

@@ -6,11 +6,12 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from helpers import RESNET18, tiny_model
+from helpers import RESNET18, tiny_cfg, tiny_model
 
 from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer, place_cnn
 from updetr_d2.checkpoint.run_files import SaveError
 from updetr_d2.checkpoint.safe_loading import CheckpointError
+from updetr_d2.modeling.meta_arch import UPDETR
 
 LEFT_OUT = ("class_embed.", "patch2query.", "feature_align.")
 
@@ -206,3 +207,53 @@ def test_a_failed_save_leaves_the_last_checkpoint_as_it_was(tmp_path, monkeypatc
     monkeypatch.undo()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last_checkpoint", "model_0000001.pth"]
     assert resume(tmp_path)[0] == 1
+
+
+class OtherPretext(UPDETR):
+    """Of a plugin, not registered here: what it keeps to itself is known from the checkpoint alone."""
+
+    pretraining_only = (*UPDETR.pretraining_only, "pretext_head")
+
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        self.pretext_head = torch.nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize(
+    ("receiver", "kept_random"),
+    [
+        (("DETR", "MODEL.DETR.NUM_CLASSES", 2), {"class_embed"}),
+        (("OneShotDETR", "MODEL.DETR.NUM_CLASSES", 1), {"class_embed"}),
+        (("UPDETR",), set()),
+    ],
+)
+def test_a_pretext_of_a_plugin_keeps_its_head_to_itself(tmp_path, receiver, kept_random):
+    """As many classes as the detector has, and still not its class head; a OneShotDETR takes patch2query."""
+    pretrained = OtherPretext(tiny_cfg("UPDETR"))
+    UPDETRCheckpointer(pretrained, str(tmp_path)).save("pretrained")
+    written = torch.load(tmp_path / "pretrained.pth", weights_only=True)
+    assert (written["meta_architecture"], written["task"]) == ("OtherPretext", "pretraining")
+    model = tiny_model(*receiver)
+    checkpointer = UPDETRCheckpointer(model)
+    checkpointer.load(str(tmp_path / "pretrained.pth"))
+    missing = {name.split(".")[0] for name in checkpointer.parameters_not_loaded()}
+    assert missing == kept_random
+    assert not any(key.startswith("pretext_head") for key in checkpointer.loaded_keys)
+
+
+@pytest.mark.parametrize("name", ["UPDETR", None], ids=["before version 0.2", "official"])
+def test_older_pretraining_checkpoints_are_known_by_name_or_by_their_modules(tmp_path, name):
+    state = tiny_model("UPDETR").state_dict()
+    torch.save({"model": state} | ({"meta_architecture": name} if name else {}), tmp_path / "old.pth")
+    checkpointer = UPDETRCheckpointer(tiny_model("DETR", "MODEL.DETR.NUM_CLASSES", 2))
+    checkpointer.load(str(tmp_path / "old.pth"))
+    missing = {name.split(".")[0] for name in checkpointer.parameters_not_loaded()}
+    assert missing == {"class_embed"}
+
+
+def test_older_one_shot_checkpoints_are_no_pretraining(tmp_path):
+    options = ("MODEL.DETR.NUM_CLASSES", 1)
+    trained, model = tiny_model("OneShotDETR", *options), tiny_model("OneShotDETR", *options)
+    torch.save({"model": trained.state_dict(), "meta_architecture": "OneShotDETR"}, tmp_path / "old.pth")
+    UPDETRCheckpointer(model).load(str(tmp_path / "old.pth"))
+    assert equal(model.class_embed.weight, trained.class_embed.weight)

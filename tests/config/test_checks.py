@@ -3,7 +3,7 @@
 import pytest
 from helpers import tiny_cfg
 
-from updetr_d2.config.checks import check_config
+from updetr_d2.tasks import check_config
 
 
 @pytest.mark.parametrize(

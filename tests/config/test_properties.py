@@ -11,12 +11,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from tiny_coco import forget_runs, write_tiny_coco
 
-from updetr_d2.config.checks import check_config
-from updetr_d2.data.dataset_mappers import build_mapper
-from updetr_d2.data.datasets.classes import derive_num_classes
 from updetr_d2.data.datasets.names import ensure_registered
-from updetr_d2.data.loading.build import build_test_loader
 from updetr_d2.engine.trainer import UPDETRTrainer
+from updetr_d2.tasks import build_test_loader, check_config, task_of
 from updetr_d2.utils.cache import CACHE_VARIABLE
 
 # Backbones whose features the models can use, with the options that choose them.
@@ -177,7 +174,7 @@ def configured(root, name: str, options: list):
     )
     check_config(cfg)
     ensure_registered(dataset)
-    return derive_num_classes(cfg, dataset)  # as tools/train_net.py does
+    return task_of(cfg).derive_num_classes(cfg, dataset)  # as tools/train_net.py does
 
 
 def train_and_predict(root, name: str, options: list) -> None:
@@ -189,7 +186,7 @@ def train_and_predict(root, name: str, options: list) -> None:
     assert losses
     assert all(math.isfinite(value) for value in losses)
     assert all(torch.isfinite(parameter).all() for parameter in trainer.model.parameters())
-    loader = build_test_loader(cfg, cfg.DATASETS.TEST[0], mapper=build_mapper(cfg, is_train=False))
+    loader = build_test_loader(cfg, cfg.DATASETS.TEST[0])
     trainer.model.eval()
     count = 0
     for batch in loader:

@@ -17,10 +17,10 @@ from demo.answers import (
     pixels,
     preview_query,
 )
-from updetr_d2.inference.results import PredictedClasses
 
 OPTIONS = ("INPUT.MIN_SIZE_TEST", 64, "INPUT.MAX_SIZE_TEST", 96, "INPUT.QUERY_PATCH.SIZE", 64)
 OPTIONS += ("INPUT.QUERY_PATCH.MIN_SIZE", 16, "INPUT.MIN_IMAGE_SIDE", 32)
+TABS = {"UPDETR": "patches", "DETR": "detection", "PanopticDETR": "panoptic", "OneShotDETR": "one_shot"}
 NO_BOX = (None, None, None, None)
 
 
@@ -35,7 +35,7 @@ def _photo(tmp_path):
 def load(folder, meta_architecture, *options) -> tuple[torch.nn.Module, DemoModel]:
     raw = save_tiny_model(folder, meta_architecture, *OPTIONS, *options)
     weights = ["MODEL.WEIGHTS", str(folder / "model.pth")]
-    return raw, DemoModel.load(str(folder / "config.yaml"), weights, kinds=(meta_architecture,))
+    return raw, DemoModel.load(str(folder / "config.yaml"), weights, tab=TABS[meta_architecture])
 
 
 def rows_of(table: str) -> list[list[str]]:
@@ -121,9 +121,8 @@ def test_the_preview_is_the_patch_that_the_model_gets(tmp_path, photo):
 
 def test_detections_are_listed_from_the_best_on(tmp_path, photo):
     _, model = load(tmp_path, "DETR")
-    classes = PredictedClasses(model.cfg)
-    classes.names = ["a", "b|c", "d", "e"]
-    picture, table = detect(model, classes, "pictures", photo, 0.0)
+    model.predictor.classes.names = ["a", "b|c", "d", "e"]
+    picture, table = detect(model, "pictures", photo, 0.0)
     header, _, *rows = rows_of(table)
     assert header[:2] == ["class", "score"]
     scores = [float(row[1]) for row in rows]
@@ -131,7 +130,7 @@ def test_detections_are_listed_from_the_best_on(tmp_path, photo):
     assert {row[0] for row in rows} <= {"a", "b/c", "d", "e"}
     assert min(picture.shape[:2]) >= PICTURE_SIDE  # small pictures are drawn large enough to read
 
-    _, nothing = detect(model, classes, "pictures", photo, 0.999)
+    _, nothing = detect(model, "pictures", photo, 0.999)
     assert f"Nothing has a score of 1.00 or more; the highest is {scores[0]:.2f}." in nothing
 
 
@@ -140,9 +139,8 @@ def test_segments_without_a_data_set_have_numbers_for_names(tmp_path, photo, nam
     """The config of a model that came without its data names none that is here, or one of other classes."""
     options = (*PANOPTIC_RESNET18, "MODEL.MASK_HEAD.SCORE_THRESHOLD", 0.0)
     _, model = load(tmp_path, "PanopticDETR", *options, "DATASETS.TEST", ("coco_panoptic:/no@/no@/no",))
-    classes = PredictedClasses(model.cfg)
-    classes.names = names
-    picture, table = detect(model, classes, "panoptic", photo, 0.0)
+    model.predictor.classes.names = names
+    picture, table = detect(model, "panoptic", photo, 0.0)
     assert picture.shape == (640, 960, 3)
     enlarged = np.asarray(Image.open(photo).resize((960, 640)))
     assert np.abs(picture.astype(int) - enlarged).mean() > 10  # segments are painted over
@@ -183,7 +181,7 @@ def test_coordinates_are_whole_pixels():
 def test_models_of_another_kind_are_refused(tmp_path):
     save_tiny_model(tmp_path, "DETR")
     with pytest.raises(ValueError, match=r"is DETR; here it must be UPDETR\."):
-        DemoModel.load(str(tmp_path / "config.yaml"), [], kinds=("UPDETR",))
+        DemoModel.load(str(tmp_path / "config.yaml"), [], tab="patches")
 
 
 def test_examples_come_from_the_test_set_with_boxes_inside(tmp_path, photo):

@@ -10,8 +10,8 @@ from detectron2.structures.boxes import matched_pairwise_iou
 from helpers import TOOLS, save_tiny_model
 from PIL import Image
 
-from updetr_d2.data.dataset_mappers import build_mapper
 from updetr_d2.inference.predictor import setup_inference_config
+from updetr_d2.tasks import build_mapper
 from updetr_d2.visualization.boxes import draw_query_patch_sample
 
 OPTIONS = ("INPUT.MIN_SIZE_TEST", 64, "INPUT.MAX_SIZE_TEST", 96, "INPUT.QUERY_PATCH.SIZE", 64)

@@ -13,10 +13,9 @@ from helpers import SMALL_DETR, run_train_net
 
 from updetr_d2 import add_updetr_config
 from updetr_d2.cli import convert
-from updetr_d2.data.dataset_mappers import build_mapper
-from updetr_d2.data.loading.build import load_training_set
 from updetr_d2.data.oneshot.queries import objects_of
 from updetr_d2.data.scenes.register import Split, register_scenes
+from updetr_d2.tasks import build_mapper, task_of
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +45,7 @@ def best_scores(output, *, absent):
     cfg.DATASETS.ONESHOT.ABSENT_SHARE = float(absent)
     model = build_model(cfg).eval()
     DetectionCheckpointer(model).load(str(output / "model_final.pth"))
-    dataset_dicts = load_training_set(cfg)
+    dataset_dicts = task_of(cfg).training_set(cfg)
     mapper = build_mapper(cfg, is_train=True, dataset_dicts=dataset_dicts)
     np.random.seed(0)
     scores = []

@@ -13,10 +13,9 @@ from updetr_d2 import add_updetr_config
 from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
 from updetr_d2.checkpoint.conversions import convert
 from updetr_d2.checkpoint.safe_loading import load_state_file
-from updetr_d2.data.dataset_mappers import build_mapper
 from updetr_d2.data.scenes.register import Split, register_scenes
 from updetr_d2.engine.optimizer import build_optimizer
-from updetr_d2.evaluation import build_evaluator
+from updetr_d2.tasks import build_evaluator, build_mapper
 
 CONFIG = Path(__file__).parents[2] / "configs" / "quickstart" / "detr_lite0_scenes_panoptic.yaml"
 STEPS = 280

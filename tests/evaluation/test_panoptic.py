@@ -20,7 +20,8 @@ from updetr_d2 import add_updetr_config
 from updetr_d2.data.datasets.names import ensure_registered
 from updetr_d2.data.datasets.panoptic_classes import PanopticClasses
 from updetr_d2.engine.preemption import StopSignals
-from updetr_d2.evaluation import build_evaluator, panoptic
+from updetr_d2.evaluation import panoptic
+from updetr_d2.tasks import build_evaluator
 
 HEIGHT, WIDTH = 24, 32
 CATEGORIES = [

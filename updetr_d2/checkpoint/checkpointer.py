@@ -2,27 +2,30 @@
 
 import logging
 import os
+from collections.abc import Sequence
 
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 from tabulate import tabulate
+from torch import nn
 
 from updetr_d2.checkpoint import resuming, run_files
 from updetr_d2.checkpoint.safe_loading import CheckpointError, load_state_file
+from updetr_d2.modeling.meta_arch.updetr import UPDETR
 
 logger = logging.getLogger(__name__)
-
-PRETRAINING_META_ARCHITECTURE = "UPDETR"
 
 # Where Detectron2's R-CNNs keep the stages of a CNN: all in an FPN, or the last one in the box head (C4).
 _RCNN_CNN_PREFIXES = ("backbone.bottom_up.", "roi_heads.")
 
 
 class UPDETRCheckpointer(DetectionCheckpointer):
-    """Saves the name of the meta-architecture beside the weights, and loads weights without running code.
+    """Saves beside the weights what kind of model has them, and loads weights without running code.
 
-    A checkpoint of UP-DETR pre-training that is loaded into another meta-architecture leaves out the
-    parameters under the prefixes in the model's ``left_out_of_pretraining``, such as the class head.
+    Modules that only pre-training has use for, such as its "is a patch" head, are not given to models for
+    another task: a model says which these are in ``pretraining_only``, its checkpoints hold that list, and the
+    model that is filled takes those of its own ``pretraining_only`` and ``taken_from_pretraining`` alone.
 
     Attributes:
         loaded_keys: names of the tensors taken from the last file.
@@ -44,9 +47,10 @@ class UPDETRCheckpointer(DetectionCheckpointer):
             return
         states = {key: each.state_dict() for key, each in self.checkpointables.items()}
         content = {"model": self.model.state_dict(), "run": self.run, **states, **kwargs}
+        content |= describe(self.model)
         path = os.path.join(self.save_dir, f"{name}.pth")
         logger.info("Saving checkpoint to %s", path)
-        run_files.save_atomically({**content, "meta_architecture": type(self.model).__name__}, path)
+        run_files.save_atomically(content, path)
         self.tag_last_checkpoint(os.path.basename(path))
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
@@ -146,12 +150,10 @@ class UPDETRCheckpointer(DetectionCheckpointer):
             resuming.check_model(weights, self.model, path=self.resumed_from, **runs)
             resuming.check_run(**runs, path=self.resumed_from)
         resuming.check_norm_placement(weights, names, path=self._path)
-        left_out = []
-        if is_pretraining_checkpoint(checkpoint):
-            prefixes = tuple(f"{name}." for name in getattr(self.model, "left_out_of_pretraining", ()))
-            left_out = [key for key in weights if key.startswith(prefixes)]
-            for key in left_out:
-                del weights[key]
+        prefixes = tuple(f"{name}." for name in modules_to_exclude(checkpoint, self.model))
+        left_out = [key for key in weights if key.startswith(prefixes)]
+        for key in left_out:
+            del weights[key]
         incompatible = super()._load_model(checkpoint)
         self._log_loaded(left_out, incompatible)
         return incompatible
@@ -199,9 +201,32 @@ def place_cnn(weights: dict, names: set[str]) -> dict:
     return {place(name): tensor for name, tensor in weights.items()}
 
 
-def is_pretraining_checkpoint(checkpoint: dict) -> bool:
-    """Whether a checkpoint comes from UP-DETR pre-training, ours or a converted official one."""
+def describe(model: nn.Module) -> dict[str, object]:
+    """What a checkpoint says of its model beside the weights: class, task, modules for pre-training only."""
+    return {
+        "meta_architecture": type(model).__name__,
+        "task": getattr(model, "task", None),
+        "pretraining_only": list(getattr(model, "pretraining_only", ())),
+    }
+
+
+def modules_to_exclude(checkpoint: dict, model: nn.Module) -> set[str]:
+    """Modules of a checkpoint that only pre-training has use for and that ``model`` is not to take."""
+    kept = {*getattr(model, "pretraining_only", ()), *getattr(model, "taken_from_pretraining", ())}
+    return set(pretraining_modules(checkpoint)) - kept
+
+
+def pretraining_modules(checkpoint: dict) -> Sequence[str]:
+    """Modules of a checkpoint that only pre-training has use for.
+
+    Checkpoints of versions before 0.2 tell no more than the meta-architecture, converted official ones not
+    even that: there ``patch2query`` gives pre-training away.
+    """
+    if "pretraining_only" in checkpoint:
+        return checkpoint["pretraining_only"]
     name = checkpoint.get("meta_architecture")
     if name is not None:
-        return name == PRETRAINING_META_ARCHITECTURE
-    return any(key.startswith("patch2query.") for key in checkpoint["model"])
+        architecture = META_ARCH_REGISTRY.get(name) if name in META_ARCH_REGISTRY else None
+        return getattr(architecture, "pretraining_only", ())
+    official = any(key.startswith("patch2query.") for key in checkpoint["model"])
+    return UPDETR.pretraining_only if official else ()

@@ -27,7 +27,6 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +38,8 @@ from tqdm import tqdm
 from updetr_d2.data.datasets.image_folder import load_image_folder
 from updetr_d2.data.transforms.image_io import UnusableImageError, read_image_rgb
 from updetr_d2.inference.predictor import Predictor, cut_query_patch, setup_inference_config
-from updetr_d2.inference.results import Findings, PredictedClasses, find_classes, find_objects, find_patches
+from updetr_d2.tasks import task_of
+from updetr_d2.tasks.findings import Findings
 from updetr_d2.visualization.boxes import save_picture
 
 
@@ -78,10 +78,11 @@ def cut_query_patches(images: Sequence[str], boxes: Sequence[Sequence[int]], cfg
     if boxes and len(images) not in (1, len(boxes)):
         raise ValueError(f"{len(images)} --query-image and {len(boxes)} --query-box do not fit together.")
     count = max(len(images), len(boxes))
-    if cfg.MODEL.META_ARCHITECTURE == "UPDETR" and count > cfg.MODEL.UPDETR.NUM_PATCHES:
+    needs = task_of(cfg).query_patches(cfg)
+    if needs.limit is not None and count > needs.limit:
         raise ValueError(
-            f"The model looks for 1 to {cfg.MODEL.UPDETR.NUM_PATCHES} patches at a time "
-            f"(MODEL.UPDETR.NUM_PATCHES), {count} are named with --query-image."
+            f"The model looks for 1 to {needs.limit} patches at a time ({needs.limit_key}), {count} are named "
+            "with --query-image."
         )
     patches = []
     for i in range(count):
@@ -102,22 +103,22 @@ def prepare(
         function (image, threshold) -> findings; categories of the results; function from the class of an
         instance to the id of its category.
     """
-    kind = cfg.MODEL.META_ARCHITECTURE
-    find = {"UPDETR": find_patches, "OneShotDETR": find_objects}.get(kind)
-    if find is None:
-        if args.query_image:
-            raise ValueError(
-                f"--query-image is for UPDETR and OneShotDETR; {kind} finds the classes it has learnt."
-            )
-        classes, predictor = PredictedClasses(cfg), Predictor(cfg)
-        categories = classes.categories(getattr(predictor.model, "num_classes", 0))
-        return partial(find_classes, predictor, classes), categories, classes.category_id
-    if not args.query_image:
-        raise ValueError(f"{kind} needs --query-image: what to look for.")
-    patches = cut_query_patches(args.query_image, args.query_box, cfg)
-    names = [f"patch {i + 1}" for i in range(len(patches))] if kind == "UPDETR" else ["query"]
-    categories = [{"id": i, "name": name} for i, name in enumerate(names, start=1)]
-    return partial(find, Predictor(cfg), patches), categories, lambda class_id: class_id + 1
+    name, task, patches = cfg.MODEL.META_ARCHITECTURE, task_of(cfg), None
+    if task.query_patches(cfg) is not None:
+        if not args.query_image:
+            raise ValueError(f"{name} needs --query-image: what to look for.")
+        patches = cut_query_patches(args.query_image, args.query_box, cfg)
+    elif args.query_image:
+        raise ValueError(
+            f"--query-image is for UPDETR and OneShotDETR; {name} finds the classes it has learnt."
+        )
+    predictor = Predictor(cfg)
+    classes = predictor.classes if patches is None else task.predicted_classes(cfg, len(patches))
+
+    def find(image: np.ndarray, threshold: float) -> Findings:
+        return predictor.find(image, threshold=threshold, patches=patches)
+
+    return find, classes.categories(getattr(predictor.model, "num_classes", 0)), classes.category_id
 
 
 def run(cfg: CfgNode, args: argparse.Namespace, files: Sequence[str]) -> tuple[int, int]:

@@ -29,8 +29,8 @@ from detectron2.utils.logger import setup_logger
 from torch import Tensor, nn
 
 from updetr_d2.inference.predictor import load_trained_model, setup_inference_config
-from updetr_d2.inference.results import PredictedClasses
 from updetr_d2.modeling.meta_arch import DETR
+from updetr_d2.tasks.findings import PredictedClasses
 
 # Size (px) of the example that the graph is recorded with; all others work, too.
 EXAMPLE_SIZE = (128, 160)
@@ -89,7 +89,7 @@ def export_onnx(model: DETR, path: str, *, metadata: dict[str, str] | None = Non
 
 def describe(cfg: CfgNode) -> dict[str, str]:
     """What a user of the file has to know of the config."""
-    classes = PredictedClasses(cfg).names
+    classes = PredictedClasses.from_config(cfg).names
     return {
         "input_format": cfg.INPUT.FORMAT,
         "min_size_test": str(cfg.INPUT.MIN_SIZE_TEST),

@@ -21,12 +21,11 @@ from detectron2.utils.logger import setup_logger
 from updetr_d2 import add_updetr_config
 from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
 from updetr_d2.checkpoint.run_files import check_writable
-from updetr_d2.config.checks import check_config
 from updetr_d2.config.files import find_config_file, merge_config_file
-from updetr_d2.data.datasets.classes import derive_num_classes
 from updetr_d2.data.datasets.names import ensure_registered
 from updetr_d2.engine.launch import launch
 from updetr_d2.engine.trainer import UPDETRTrainer, kept_config
+from updetr_d2.tasks import check_config, task_of
 
 logger = logging.getLogger("updetr_d2")
 
@@ -53,7 +52,7 @@ def setup(args: Namespace) -> CfgNode:
     # After the logging has started, so that problems of the data sets are in the log.
     dataset_names = cfg.DATASETS.TEST if args.eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     ensure_registered(dataset_names)
-    cfg = derive_num_classes(cfg, dataset_names)
+    cfg = task_of(cfg).derive_num_classes(cfg, dataset_names)
     cfg.freeze()
     return cfg
 

@@ -9,17 +9,14 @@ from itertools import pairwise
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
+from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.registry import Registry
 
-from updetr_d2.data.dataset_mappers.detection import build_detr_augmentations
-from updetr_d2.data.dataset_mappers.query_patch import QueryPatchDatasetMapper
+from updetr_d2.config.access import get_value
 from updetr_d2.data.loading.build import images_per_process
 from updetr_d2.modeling.criterion import CRITERION_REGISTRY
 from updetr_d2.modeling.matcher import MATCHER_REGISTRY
-
-OUR_META_ARCHITECTURES = ("DETR", "UPDETR", "PanopticDETR", "OneShotDETR")
 
 _AT_LEAST_1 = (
     *("MODEL.DETR.NUM_QUERIES", "MODEL.DETR.HIDDEN_DIM", "MODEL.DETR.NHEADS", "MODEL.DETR.DEC_LAYERS"),
@@ -45,8 +42,8 @@ _RESNET_DEPTHS = (18, 34, 50, 101, 152)
 _RESNET_FEATURES = ("stem", "res2", "res3", "res4", "res5")
 
 
-def check_config(cfg: CfgNode) -> None:
-    """Check the values that would otherwise fail late, or never and silently.
+def check_common_config(cfg: CfgNode) -> None:
+    """Check what counts for every model; :func:`updetr_d2.tasks.check_config` adds what its task reads.
 
     Args:
         cfg: a config with the keys of ``add_updetr_config``.
@@ -54,7 +51,6 @@ def check_config(cfg: CfgNode) -> None:
     Raises:
         ValueError: naming the key, its value and what it may be.
     """
-    _check_registered("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY)
     _check_ranges(cfg)
     _check_device(cfg.MODEL.DEVICE)
     _check_backbone(cfg)
@@ -68,8 +64,6 @@ def check_config(cfg: CfgNode) -> None:
             f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}; it must be a multiple of "
             f"SOLVER.REFERENCE_WORLD_SIZE ({reference}).",
         )
-    if cfg.MODEL.META_ARCHITECTURE in OUR_META_ARCHITECTURES:
-        _check_detr(cfg)
 
 
 def _check_ranges(cfg: CfgNode) -> None:
@@ -80,7 +74,7 @@ def _check_ranges(cfg: CfgNode) -> None:
         (_POSITIVE, lambda value: value > 0, "it must be positive"),
     ):
         for key in keys:
-            value = _value(cfg, key)
+            value = get_value(cfg, key)
             _check(holds(value), f"{key} is {value}; {range_}.")
 
 
@@ -99,7 +93,7 @@ def _check_device(device: str) -> None:
 
 
 def _check_backbone(cfg: CfgNode) -> None:
-    _check_registered("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY)
+    check_registered("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY)
     if "resnet" not in cfg.MODEL.BACKBONE.NAME:
         return
     resnets = cfg.MODEL.RESNETS
@@ -128,15 +122,19 @@ def _check_solver(solver: CfgNode) -> None:
         )
 
 
-def _check_detr(cfg: CfgNode) -> None:
-    """Check what only our own meta-architectures read."""
-    _check_registered("MODEL.MATCHER.NAME", cfg.MODEL.MATCHER.NAME, MATCHER_REGISTRY)
-    _check_registered("MODEL.CRITERION.NAME", cfg.MODEL.CRITERION.NAME, CRITERION_REGISTRY)
+def check_detr_config(cfg: CfgNode) -> None:
+    """Check what DETR and the models that build on it read.
+
+    Raises:
+        ValueError: naming the key, its value and what it may be.
+    """
+    check_registered("MODEL.MATCHER.NAME", cfg.MODEL.MATCHER.NAME, MATCHER_REGISTRY)
+    check_registered("MODEL.CRITERION.NAME", cfg.MODEL.CRITERION.NAME, CRITERION_REGISTRY)
     dropout, eos_coef = cfg.MODEL.DETR.DROPOUT, cfg.MODEL.CRITERION.EOS_COEF
     _check(0 <= dropout < 1, f"MODEL.DETR.DROPOUT is {dropout}; it must be in [0, 1).")
     _check(0 < eos_coef <= 1, f"MODEL.CRITERION.EOS_COEF is {eos_coef}; it must be in (0, 1].")
     for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
-        value = _value(cfg, key)
+        value = get_value(cfg, key)
         _check(len(value) == 3, f"{key} is {list(value)}; it must have a number for each of three channels.")
     _check(
         min(cfg.MODEL.PIXEL_STD) > 0,
@@ -146,21 +144,14 @@ def _check_detr(cfg: CfgNode) -> None:
         not cfg.INPUT.CROP.ENABLED,
         "INPUT.CROP.ENABLED is True, which these models do not read; use INPUT.DETR_CROP and set it to False.",
     )
-    for is_train in (True, False):
-        if cfg.MODEL.META_ARCHITECTURE == "UPDETR":
-            QueryPatchDatasetMapper(cfg, is_train)
-        else:
-            build_detr_augmentations(cfg, is_train)
 
 
-def _value(cfg: CfgNode, key: str):
-    node = cfg
-    for part in key.split("."):
-        node = node[part]
-    return node
+def check_registered(key: str, name: str, registry: Registry) -> None:
+    """Check that a config names what a registry holds.
 
-
-def _check_registered(key: str, name: str, registry: Registry) -> None:
+    Raises:
+        ValueError: naming the key, its value and all that is registered.
+    """
     _check_choice(key, name, sorted(registered for registered, _ in registry))
 
 

@@ -1,20 +1,14 @@
-"""Training hooks: checkpoints with the position in the data stream, metrics, skipped files, pictures."""
+"""Training hooks: checkpoints with the position in the data stream, metrics, skipped files."""
 
 import logging
-import os
 from collections.abc import Callable
 
-import torch
-from detectron2.config import CfgNode
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 
 from updetr_d2.checkpoint import run_files
 from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
-from updetr_d2.data.dataset_mappers import build_mapper
-from updetr_d2.data.loading.build import build_test_loader
 from updetr_d2.data.loading.samples import SkippedFiles
-from updetr_d2.visualization.boxes import draw_query_patch_sample, save_picture
 
 logger = logging.getLogger(__name__)
 
@@ -116,42 +110,3 @@ class SkippedFilesReport(HookBase):
             skipped = SkippedFiles.merge(comm.gather(skipped))
         if comm.is_main_process():
             logger.info("Files skipped in training: %s", skipped.summary())
-
-
-class QueryPatchPictures(HookBase):
-    """Every ``VIS_PERIOD`` iterations, draw what the model finds on a few fixed images.
-
-    Args:
-        cfg: ``VIS_PERIOD``, ``TEST.VIS_IMAGES`` and ``DATASETS`` are read; the images come from the first
-            test set, or from the first training set if there is none.
-    """
-
-    def __init__(self, cfg: CfgNode) -> None:
-        self.cfg = cfg
-        self.samples: list[dict] = []
-
-    def before_train(self) -> None:
-        if not comm.is_main_process():
-            return
-        name = (*self.cfg.DATASETS.TEST, *self.cfg.DATASETS.TRAIN)[0]
-        cfg = self.cfg.clone()
-        cfg.defrost()
-        cfg.DATALOADER.NUM_WORKERS = 0
-        for batch in build_test_loader(cfg, name, mapper=build_mapper(cfg, is_train=False), split=False):
-            self.samples += batch
-            if len(self.samples) >= cfg.TEST.VIS_IMAGES:
-                break
-
-    def after_step(self) -> None:
-        if not self.samples or (self.trainer.iter + 1) % self.cfg.VIS_PERIOD:
-            return
-        model = getattr(self.trainer.model, "module", self.trainer.model)
-        model.eval()
-        with torch.no_grad():
-            outputs = [model([sample])[0] for sample in self.samples]
-        model.train()
-        for i, (sample, output) in enumerate(zip(self.samples, outputs)):
-            picture = draw_query_patch_sample(sample, output["instances"], self.cfg.INPUT.FORMAT)
-            folder = os.path.join(self.cfg.OUTPUT_DIR, "pictures", f"iteration_{self.trainer.iter + 1:07d}")
-            save_picture(picture, os.path.join(folder, f"{i}.png"))
-            self.trainer.storage.put_image(f"query_patches/{i}", picture.transpose(2, 0, 1))

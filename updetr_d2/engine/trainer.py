@@ -19,17 +19,16 @@ from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
 from updetr_d2.checkpoint.resuming import describe_run
 from updetr_d2.config.flat import flat_config
 from updetr_d2.config.schedule import derive_schedule
-from updetr_d2.data.dataset_mappers import build_mapper
-from updetr_d2.data.datasets.classes import NUM_CLASSES_KEYS, check_class_ids, class_names
+from updetr_d2.data.datasets.classes import class_names
 from updetr_d2.data.datasets.names import load_dataset_dicts
-from updetr_d2.data.loading.build import build_test_loader, build_train_loader, load_training_set
+from updetr_d2.data.loading.build import build_train_loader
 from updetr_d2.engine.compilation import compile_parts
 from updetr_d2.engine.finite_check import FiniteCheck
-from updetr_d2.engine.hooks import CheckpointHook, MetricsWriter, QueryPatchPictures, SkippedFilesReport
+from updetr_d2.engine.hooks import CheckpointHook, MetricsWriter, SkippedFilesReport
 from updetr_d2.engine.optimizer import build_optimizer, full_model_clip_norm
 from updetr_d2.engine.preemption import PreemptionHook, StopSignals
 from updetr_d2.engine.train_loop import TrainLoop
-from updetr_d2.evaluation import build_evaluator
+from updetr_d2.tasks import build_evaluator, build_test_loader, task_of
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +47,9 @@ class UPDETRTrainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode) -> None:
         TrainerBase.__init__(self)  # DefaultTrainer's own __init__ cannot run DDP or autocast on a CPU
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
-        dataset_dicts = load_training_set(cfg)
-        check_class_ids(cfg, dataset_dicts)
+        task = task_of(cfg)
+        dataset_dicts = task.training_set(cfg)
+        task.check_training_set(cfg, dataset_dicts)
         check_test_sets(cfg)
         cfg = derive_schedule(cfg, len(dataset_dicts))
 
@@ -59,7 +59,7 @@ class UPDETRTrainer(DefaultTrainer):
         optimizer = self.build_optimizer(cfg, model)
         data_loader = build_train_loader(
             cfg,
-            mapper=build_mapper(cfg, is_train=True, dataset_dicts=dataset_dicts),
+            mapper=task.build_mapper(cfg, is_train=True, dataset_dicts=dataset_dicts),
             dataset_dicts=dataset_dicts,
         )
         model = distribute(model)
@@ -75,8 +75,7 @@ class UPDETRTrainer(DefaultTrainer):
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = UPDETRCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
-        learns_classes = cfg.MODEL.META_ARCHITECTURE in NUM_CLASSES_KEYS
-        classes = class_names(cfg.DATASETS.TRAIN[0]) if learns_classes else ()
+        classes = class_names(cfg.DATASETS.TRAIN[0]) if task.num_classes_key(cfg) else ()
         self.checkpointer.run = describe_run(flat_config(cfg), classes)
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
@@ -89,7 +88,7 @@ class UPDETRTrainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
-        return build_test_loader(cfg, dataset_name, mapper=build_mapper(cfg, is_train=False))
+        return build_test_loader(cfg, dataset_name)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
@@ -113,9 +112,7 @@ class UPDETRTrainer(DefaultTrainer):
             PreemptionHook(self.stop_signals, checkpoints),
             # After the checkpoint, so that a failing evaluation loses no training.
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate),
-            QueryPatchPictures(cfg)
-            if cfg.VIS_PERIOD > 0 and cfg.MODEL.META_ARCHITECTURE == "UPDETR"
-            else None,
+            *task_of(cfg).training_hooks(cfg),
             SkippedFilesReport(),
             MetricsWriter(self.build_writers(), period=20) if comm.is_main_process() else None,
         ]

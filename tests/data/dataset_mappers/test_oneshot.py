@@ -9,10 +9,10 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from updetr_d2 import add_updetr_config
-from updetr_d2.data.dataset_mappers import build_mapper
 from updetr_d2.data.dataset_mappers.oneshot import cut_patch
-from updetr_d2.data.loading.build import build_train_loader, load_training_set
+from updetr_d2.data.loading.build import build_train_loader
 from updetr_d2.data.transforms.image_io import UnusableImageError
+from updetr_d2.tasks import build_mapper, task_of
 
 NAMES = ["red", "green", "blue", "white"]
 COLORS = np.array([(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)], np.uint8)
@@ -57,7 +57,7 @@ def cfg(tmp_path):
 
 
 def make_samples(cfg, passes=10):
-    dataset_dicts = load_training_set(cfg)
+    dataset_dicts = task_of(cfg).training_set(cfg)
     mapper = build_mapper(cfg, is_train=True, dataset_dicts=dataset_dicts)
     np.random.seed(0)
     return [mapper(each) for _ in range(passes) for each in dataset_dicts]
@@ -96,7 +96,7 @@ def test_no_unseen_object_leaks_into_training(cfg, keep):
     """By the pixels of the patches and of the targets, over the loader that training uses."""
     cfg.DATASETS.ONESHOT.ABSENT_SHARE = 0.3
     cfg.DATASETS.ONESHOT.KEEP_IMAGES_WITH_UNSEEN = keep
-    dataset_dicts = load_training_set(cfg)
+    dataset_dicts = task_of(cfg).training_set(cfg)
     loader = build_train_loader(
         cfg,
         mapper=build_mapper(cfg, is_train=True, dataset_dicts=dataset_dicts),
@@ -131,7 +131,7 @@ def test_several_shots(cfg):
 
 
 def test_image_whose_classes_no_other_image_shows_is_unusable(cfg):
-    dataset_dicts = load_training_set(cfg)[:1]  # red and green, all alone
+    dataset_dicts = task_of(cfg).training_set(cfg)[:1]  # red and green, all alone
     mapper = build_mapper(cfg, is_train=True, dataset_dicts=dataset_dicts)
     with pytest.raises(UnusableImageError, match="SAME_IMAGE would allow its own"):
         mapper(dataset_dicts[0])
@@ -153,7 +153,7 @@ def test_channel_order_of_patches_is_that_of_images(cfg):
 def test_values_out_of_range_are_errors(cfg, key, value):
     cfg.DATASETS.ONESHOT[key] = value
     with pytest.raises(ValueError, match=rf"{key} \({value}\)"):
-        build_mapper(cfg, is_train=True, dataset_dicts=load_training_set(cfg))
+        build_mapper(cfg, is_train=True, dataset_dicts=task_of(cfg).training_set(cfg))
 
 
 def columns(box, margin):

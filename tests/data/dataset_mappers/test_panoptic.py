@@ -14,12 +14,12 @@ from panopticapi.utils import id2rgb
 from PIL import Image
 
 from updetr_d2 import add_updetr_config
-from updetr_d2.data.dataset_mappers import build_mapper
 from updetr_d2.data.dataset_mappers.panoptic import PanopticDETRDatasetMapper
 from updetr_d2.data.datasets.coco_panoptic import register_coco_panoptic_files
 from updetr_d2.data.datasets.panoptic_annotations import AnnotationError
 from updetr_d2.data.transforms.image_io import UnusableImageError
 from updetr_d2.data.transforms.resize import DETRResize
+from updetr_d2.tasks import build_mapper
 
 HEIGHT, WIDTH = 30, 40
 # Colour and segment id of each region; the ids need all three bytes of the PNG.

@@ -5,7 +5,7 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from updetr_d2 import add_updetr_config
-from updetr_d2.data.datasets.classes import check_class_ids, derive_num_classes
+from updetr_d2.tasks import task_of
 
 
 def make_cfg(meta_architecture="DETR", num_classes=0):
@@ -15,6 +15,14 @@ def make_cfg(meta_architecture="DETR", num_classes=0):
     cfg.MODEL.DETR.NUM_CLASSES = num_classes
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes
     return cfg
+
+
+def derive_num_classes(cfg, dataset_names):
+    return task_of(cfg).derive_num_classes(cfg, dataset_names)
+
+
+def check_class_ids(cfg, dataset_dicts):
+    task_of(cfg).check_training_set(cfg, dataset_dicts)
 
 
 @pytest.fixture

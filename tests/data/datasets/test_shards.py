@@ -14,10 +14,10 @@ from helpers import tiny_cfg
 from PIL import Image
 from processes import run_processes
 
-from updetr_d2.data.dataset_mappers import build_mapper
 from updetr_d2.data.datasets.names import load_dataset_dicts
 from updetr_d2.data.datasets.shards import expand_pattern
 from updetr_d2.data.loading.build import build_test_loader, build_train_loader, load_training_set
+from updetr_d2.tasks import build_mapper
 from updetr_d2.utils.cache import CACHE_VARIABLE
 
 

@@ -11,9 +11,9 @@ import torch
 from helpers import tiny_cfg
 from PIL import Image
 
-from updetr_d2.data.dataset_mappers import build_mapper
 from updetr_d2.data.loading.build import TestLoader
 from updetr_d2.data.loading.retry import RetryPolicy
+from updetr_d2.tasks import build_mapper
 from updetr_d2.utils.cache import CACHE_VARIABLE
 
 # No test may hang: after this many seconds the process ends and shows where it was.

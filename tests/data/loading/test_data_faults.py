@@ -10,10 +10,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from helpers import tiny_cfg
 from PIL import Image
 
-from updetr_d2.data.dataset_mappers import build_mapper
 from updetr_d2.data.loading import samples
 from updetr_d2.data.loading.build import build_test_loader, build_train_loader
 from updetr_d2.data.transforms import image_io
+from updetr_d2.tasks import build_mapper
 from updetr_d2.utils.cache import CACHE_VARIABLE
 
 NUM_IMAGES = 8

@@ -6,36 +6,29 @@ from collections.abc import Iterable, Sequence
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from updetr_d2.config.access import changed, get_value
 from updetr_d2.data.datasets.panoptic_classes import PanopticClasses, is_panoptic
 
 logger = logging.getLogger(__name__)
 
-# Where the meta-architectures that learn the classes of the data set keep their number.
-NUM_CLASSES_KEYS = {
-    "DETR": "MODEL.DETR.NUM_CLASSES",
-    "PanopticDETR": "MODEL.DETR.NUM_CLASSES",
-    "GeneralizedRCNN": "MODEL.ROI_HEADS.NUM_CLASSES",
-}
 
-
-def derive_num_classes(cfg: CfgNode, dataset_names: Sequence[str]) -> CfgNode:
-    """Take the numbers of classes and things from the data sets where the config says 0; check them otherwise.
+def derive_num_classes(cfg: CfgNode, dataset_names: Sequence[str], *, key: str) -> CfgNode:
+    """Take the number of classes from the data sets where the config says 0; check it otherwise.
 
     Args:
-        cfg: the config of a run; not changed. Meta-architectures that do not learn the data set's classes,
-            such as UPDETR, are left alone.
+        cfg: the config of a run; not changed.
         dataset_names: registered data sets of the run; the first decides, the others must have the same
             classes.
+        key: that holds the number, such as "MODEL.DETR.NUM_CLASSES".
 
     Returns:
-        a copy with the numbers, frozen if ``cfg`` was.
+        a copy with the number, frozen if ``cfg`` was; ``cfg`` itself if there is nothing to change.
 
     Raises:
         ValueError: if a data set has no classes, other classes than the first one, or another number of them
             than the config says.
     """
-    key = NUM_CLASSES_KEYS.get(cfg.MODEL.META_ARCHITECTURE)
-    if key is None or not dataset_names:
+    if not dataset_names:
         return cfg
     first, *others = dataset_names
     classes = class_names(first)
@@ -45,28 +38,31 @@ def derive_num_classes(cfg: CfgNode, dataset_names: Sequence[str]) -> CfgNode:
                 f"The data sets '{first}' and '{other}' have different classes ({_some(classes)} and "
                 f"{_some(class_names(other))}); those in DATASETS.TRAIN and DATASETS.TEST must agree."
             )
-    node, name = cfg.MODEL[key.split(".")[1]], key.split(".")[-1]
-    if node[name] not in (0, len(classes)):
+    num_classes = get_value(cfg, key)
+    if num_classes not in (0, len(classes)):
         raise ValueError(
-            f"{key} is {node[name]}, but '{first}' has {len(classes)} classes ({_some(classes)}); set it to "
+            f"{key} is {num_classes}, but '{first}' has {len(classes)} classes ({_some(classes)}); set it to "
             f"{len(classes)}, or to 0 to take the number from the data set."
         )
-    derived = []
-    if node[name] == 0:
-        logger.info("%s = %d, the classes of '%s': %s", key, len(classes), first, _some(classes, 100))
-        derived += [key, len(classes)]
-    if cfg.MODEL.META_ARCHITECTURE == "PanopticDETR" and cfg.MODEL.MASK_HEAD.NUM_THING_CLASSES == 0:
-        things = MetadataCatalog.get(first).get("thing_dataset_id_to_contiguous_id", {})
-        derived += ["MODEL.MASK_HEAD.NUM_THING_CLASSES", len(things)] if things else []
-    if not derived:
+    if num_classes:
         return cfg
-    frozen = cfg.is_frozen()
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.merge_from_list(derived)
-    if frozen:
-        cfg.freeze()
-    return cfg
+    logger.info("%s = %d, the classes of '%s': %s", key, len(classes), first, _some(classes, 100))
+    return changed(cfg, [key, len(classes)])
+
+
+def derive_num_things(cfg: CfgNode, dataset_names: Sequence[str]) -> CfgNode:
+    """Take ``MODEL.MASK_HEAD.NUM_THING_CLASSES`` from the first data set where the config says 0.
+
+    Args:
+        cfg, dataset_names: as for :func:`derive_num_classes`.
+
+    Returns:
+        as :func:`derive_num_classes`.
+    """
+    if not dataset_names or cfg.MODEL.MASK_HEAD.NUM_THING_CLASSES:
+        return cfg
+    things = MetadataCatalog.get(dataset_names[0]).get("thing_dataset_id_to_contiguous_id", {})
+    return changed(cfg, ["MODEL.MASK_HEAD.NUM_THING_CLASSES", len(things)]) if things else cfg
 
 
 def class_names(dataset_name: str) -> list[str]:
@@ -89,20 +85,18 @@ def class_names(dataset_name: str) -> list[str]:
     return list(classes)
 
 
-def check_class_ids(cfg: CfgNode, dataset_dicts: Iterable[dict]) -> None:
+def check_class_ids(cfg: CfgNode, dataset_dicts: Iterable[dict], *, key: str) -> None:
     """Check the class of every object before the first iteration.
 
     Args:
         cfg: the config of a run, after :func:`derive_num_classes`.
         dataset_dicts: the training set in Detectron2's format.
+        key: that holds the number of classes.
 
     Raises:
         ValueError: if there is not a single object, or one whose class is not in [0, number of classes).
     """
-    key = NUM_CLASSES_KEYS.get(cfg.MODEL.META_ARCHITECTURE)
-    if key is None:
-        return
-    num_classes = cfg.MODEL[key.split(".")[1]].NUM_CLASSES
+    num_classes = get_value(cfg, key)
     num_objects = 0
     for dataset_dict in dataset_dicts:
         for labeled in (*dataset_dict.get("annotations", ()), *dataset_dict.get("segments_info", ())):

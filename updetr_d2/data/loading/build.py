@@ -23,39 +23,29 @@ from updetr_d2.data.loading.samples import (
     block_sizes,
 )
 from updetr_d2.data.loading.workers import SampleLoader
-from updetr_d2.data.oneshot import queries
 
 logger = logging.getLogger(__name__)
 
-ONE_SHOT_META_ARCHITECTURE = "OneShotDETR"
 # Batches that the workers prepare ahead, all together.
 _PREFETCHED_BATCHES = 2
 
 
 def load_training_set(cfg: CfgNode) -> Sequence[dict]:
-    """Load the dataset dicts of ``DATASETS.TRAIN``; for one-shot detection only what training may see of them.
+    """Load the dataset dicts of ``DATASETS.TRAIN``.
 
     Raises:
         ValueError: if no data set is named or they hold no images.
     """
-    dataset_dicts = load_dataset_dicts(
-        cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-    )
-    if cfg.MODEL.META_ARCHITECTURE == ONE_SHOT_META_ARCHITECTURE:
-        return queries.training_images(cfg, dataset_dicts)
-    return dataset_dicts
+    return load_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
 
 
-def load_test_set(cfg: CfgNode, dataset_name: str) -> Sequence[dict]:
-    """Load the dataset dicts of a data set; for one-shot detection one for each image and query.
+def load_test_set(dataset_name: str) -> Sequence[dict]:
+    """Load the dataset dicts of a data set of ``DATASETS.TEST``.
 
     Raises:
         ValueError: if it is empty.
     """
-    dataset_dicts = load_dataset_dicts([dataset_name], filter_empty=False, key="DATASETS.TEST")
-    if cfg.MODEL.META_ARCHITECTURE == ONE_SHOT_META_ARCHITECTURE:
-        return queries.evaluation_queries(cfg, dataset_name, dataset_dicts)
-    return dataset_dicts
+    return load_dataset_dicts([dataset_name], filter_empty=False, key="DATASETS.TEST")
 
 
 def images_per_process(cfg: CfgNode) -> int:
@@ -106,7 +96,13 @@ def build_train_loader(
 
 
 def build_test_loader(
-    cfg: CfgNode, dataset_name: str, *, mapper: Mapper, batch_size: int = 1, split: bool = True
+    cfg: CfgNode,
+    dataset_name: str,
+    *,
+    mapper: Mapper,
+    dataset_dicts: Sequence[dict] | None = None,
+    batch_size: int = 1,
+    split: bool = True,
 ) -> "TestLoader":
     """Build a loader of every image of a data set once, in order.
 
@@ -114,13 +110,14 @@ def build_test_loader(
         cfg: ``DATALOADER.NUM_WORKERS`` is read.
         dataset_name: a data set's name as in ``DATASETS.TEST``.
         mapper: makes a sample of a dataset dict; a file that it cannot use is left out.
+        dataset_dicts: what to go through, if it is loaded already.
         batch_size: images of a batch.
         split: share the images out among the processes; else every process gets all of them.
 
     Raises:
         ValueError: if the data set is empty.
     """
-    dataset = _compact(load_test_set(cfg, dataset_name))
+    dataset = _compact(load_test_set(dataset_name) if dataset_dicts is None else dataset_dicts)
     indices = InferenceSampler(len(dataset)) if split else range(len(dataset))
     return TestLoader(
         dataset,

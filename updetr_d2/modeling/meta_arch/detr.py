@@ -38,8 +38,12 @@ class DETR(nn.Module):
         ValueError: if the backbone has no feature ``in_feature``.
     """
 
-    # Modules that a checkpoint of UP-DETR pre-training does not give to this one.
-    left_out_of_pretraining: tuple[str, ...] = ("class_embed", "patch2query", "feature_align")
+    # Name in ``updetr_d2.tasks.TASKS``: decides on data, evaluation and checks.
+    task: str = "detection"
+    # Modules that only pre-training has use for: a checkpoint does not give them to models that have others.
+    pretraining_only: tuple[str, ...] = ()
+    # Those of them that mean the same in this model, which therefore takes them.
+    taken_from_pretraining: tuple[str, ...] = ()
 
     @configurable
     def __init__(

@@ -25,8 +25,9 @@ class OneShotDETR(DETR):
         ValueError: if there is more than one class.
     """
 
+    task = "oneshot"
     # As in pre-training, the patches reach the queries through ``patch2query``.
-    left_out_of_pretraining = ("class_embed", "feature_align")
+    taken_from_pretraining = ("patch2query",)
 
     @configurable
     def __init__(self, **detr_args) -> None:

@@ -40,6 +40,8 @@ class PanopticDETR(DETR):
         ValueError: if the backbone lacks one of ``fpn_features`` or there are more things than classes.
     """
 
+    task = "panoptic"
+
     @configurable
     def __init__(
         self,

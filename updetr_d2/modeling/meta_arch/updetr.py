@@ -38,7 +38,8 @@ class UPDETR(DETR):
         ValueError: if ``num_patches`` does not divide ``num_queries`` or ``mask_ratio`` is out of range.
     """
 
-    left_out_of_pretraining = ()
+    task = "pretraining"
+    pretraining_only = ("class_embed", "patch2query", "feature_align")  # the class head says "is a patch"
 
     @configurable
     def __init__(
