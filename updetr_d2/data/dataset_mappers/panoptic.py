@@ -99,7 +99,7 @@ def _panoptic_segments(labels: dict[str, Any], transforms, original_size) -> Seg
 
 def _annotated_instances(annotations: Iterable[dict], transforms, original_size) -> Segments:
     for annotation in annotations:
-        if not annotation.get("iscrowd", 0):
+        if not annotation.get("iscrowd", 0) and annotation.get("segmentation"):
             mask = _decode(annotation["segmentation"], original_size)
             yield transforms.apply_segmentation(mask), annotation["category_id"]
 

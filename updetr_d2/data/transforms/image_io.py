@@ -78,6 +78,24 @@ def read_image_rgb(file_name: str, *, min_side: int = 1) -> np.ndarray:
     )
 
 
+def read_image_size(file_name: str) -> tuple[int, int]:
+    """Width and height (px) of an upright image, from its header alone.
+
+    Raises:
+        UnusableImageError: if the file cannot be read or is no image.
+    """
+    try:
+        refuse_special_file(file_name)
+        with warnings.catch_warnings(), PathManager.open(file_name, "rb") as file:
+            warnings.simplefilter("ignore")
+            image = Image.open(file, formats=_FORMATS)
+            width, height = image.size
+            orientation = _orientation(image)
+    except Exception as error:  # damaged files make Pillow raise nearly anything
+        raise UnusableImageError(file_name, f"cannot be read ({error})") from error
+    return (height, width) if orientation >= 5 else (width, height)  # 5 to 8 are turned by 90 degrees
+
+
 def to_tensor(image: np.ndarray, image_format: str) -> torch.Tensor:
     """Turn an RGB image H×W×3 into a contiguous tensor 3×H×W in ``image_format``, "RGB" or "BGR"."""
     return stack_to_tensor([image], image_format)[0]
@@ -102,7 +120,7 @@ def stack_to_tensor(images: Sequence[np.ndarray], image_format: str) -> torch.Te
 
 def _decode(image: Image.Image, content: bytes) -> np.ndarray:
     """Turn an opened image into upright uint8 H×W×3 RGB; ``content`` is its file."""
-    if image.format == "JPEG" and image.mode == "RGB" and _is_upright(image):
+    if image.format == "JPEG" and image.mode == "RGB" and _orientation(image) == 1:
         # The same library and pixels as Pillow's without its detour over four bytes a pixel: 1.5 times as fast.
         # Whatever it refuses gets its chance, or its error message, from Pillow.
         with contextlib.suppress(RuntimeError):
@@ -120,11 +138,13 @@ def _decode(image: Image.Image, content: bytes) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def _is_upright(image: Image.Image) -> bool:
+def _orientation(image: Image.Image) -> int:
+    """EXIF's number, 1 if there is none."""
     try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # broken EXIF data count as none
-        return True
+        return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
 def _is_16_bit(image: Image.Image) -> bool:
