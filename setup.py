@@ -13,8 +13,13 @@ setup(
     packages=find_packages(include=["updetr_d2", "updetr_d2.*"]),
     python_requires=">=3.10",
     install_requires=[
-        *("torch>=2.3", "torchvision", "fvcore", "scipy", "pycocotools"),
-        *("opencv-python-headless", "panopticapi-lite"),
+        "torch>=2.6",
+        "torchvision",
+        "numpy>=1.26",
+        "fvcore",
+        "scipy",
+        "pycocotools",
+        "opencv-python-headless>=4.12",
     ],
     extras_require={
         "timm": ["timm"],

@@ -225,6 +225,11 @@ def run_train_net(config, output, *options, flags=()):
     return {k: v for line in (output / "metrics.json").open() for k, v in json.loads(line).items()}
 
 
+def ids_to_rgb(ids: np.ndarray) -> np.ndarray:
+    """Colors of COCO's panoptic PNGs."""
+    return np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)
+
+
 def true_panoptic_output(dataset_dict: dict, num_things: int) -> dict:
     """What a perfect model says of an image."""
     mapper = PanopticDETRDatasetMapper(is_train=True, augmentations=[])

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Make the environment that the Makefile uses. Needs nothing but Python 3.10 - 3.12.
+"""Make the environment that the Makefile uses. Needs nothing but Python 3.10 - 3.13.
 
     python3 tools/setup_environment.py default .venv   a virtual environment with the pinned packages
     python3 tools/setup_environment.py demo .venv      adds what the demo page needs to it
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements-lock.txt"
 LOCK_HEADER = """\
 # What requirements.txt needs, all included, with the SHA-256 hashes of all files of each version: the files that
-# `make setup` may install. Made by `make lock`, for Python 3.10 - 3.12 on Linux.
+# `make setup` may install. Made by `make lock`, for Python 3.10 - 3.13 on Linux.
 """
 # What uv resolves for, all at once.
 LOCK_PROJECT = """\
@@ -32,17 +32,16 @@ requires-python = ">=3.10"
 
 [tool.uv]
 environments = [
-    "sys_platform == 'linux' and platform_machine == 'x86_64' and python_full_version < '3.13'",
-    "sys_platform == 'linux' and platform_machine == 'aarch64' and python_full_version < '3.13'",
+    "sys_platform == 'linux' and platform_machine == 'x86_64' and python_full_version < '3.14'",
+    "sys_platform == 'linux' and platform_machine == 'aarch64' and python_full_version < '3.14'",
 ]
 """
 # Modules that importing the package takes, and where they come from; pip would replace another build of OpenCV.
 NEEDED = {
     **{name: name for name in ("torch", "torchvision", "detectron2", "fvcore", "scipy", "pycocotools")},
     "cv2": "opencv-python-headless",
-    "panopticapi": "panopticapi-lite",
 }
-SUPPORTED = ((3, 10), (3, 11), (3, 12))
+SUPPORTED = ((3, 10), (3, 11), (3, 12), (3, 13))
 
 
 def main() -> None:
@@ -102,7 +101,7 @@ def write_lock() -> None:
 
 
 def install_detectron2(python: Path) -> None:
-    """Unpack Detectron2's Python code; pip checks the hash, the file tag is not that of this Python."""
+    """Unpack the Python code of requirements-detectron2.txt; the file tags need not be those of this Python."""
     code = "import sysconfig; print(sysconfig.get_path('purelib'))"
     site_packages = subprocess.run(
         [python, "-c", code], check=True, capture_output=True, text=True
@@ -143,7 +142,7 @@ def supported_interpreter() -> str:
         if interpreter and not subprocess.run([interpreter, "-c", ""], capture_output=True).returncode:
             return interpreter
     sys.exit(
-        f"Python {sys.version.split()[0]} is not supported: install Python 3.10, 3.11 or 3.12, or use an "
+        f"Python {sys.version.split()[0]} is not supported: install Python 3.10 - 3.13, or use an "
         "environment of your own with `make setup PYTHON=...`."
     )
 

@@ -1,26 +1,19 @@
 """Panoptic evaluation: ground truth gets PQ and AP 100, in one process or two, whatever groups a data set has."""
 
 import json
-import os
-import signal
 
 import numpy as np
-import panopticapi.evaluation
 import pytest
-import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
-from helpers import true_panoptic_output
-from panopticapi.utils import id2rgb
+from helpers import ids_to_rgb, true_panoptic_output
 from PIL import Image
 from processes import run_processes
 
 from updetr_d2 import add_updetr_config
 from updetr_d2.data.datasets.names import ensure_registered
 from updetr_d2.data.datasets.panoptic_classes import PanopticClasses
-from updetr_d2.engine.preemption import StopSignals
-from updetr_d2.evaluation import panoptic
 from updetr_d2.tasks import build_evaluator
 
 HEIGHT, WIDTH = 24, 32
@@ -47,7 +40,7 @@ def write_dataset(folder, categories=CATEGORIES, num_images=4, seed=0):
             segment = {"id": 1000 * (i + 1) + index, "category_id": category["id"], "iscrowd": 0}
             ids[:20, part] = segment["id"]
             segments.append({**segment, "area": 20 * len(part)})
-        Image.fromarray(id2rgb(ids)).save(folder / "png" / f"label_{index}.png")
+        Image.fromarray(ids_to_rgb(ids)).save(folder / "png" / f"label_{index}.png")
         noise = rng.integers(256, size=(HEIGHT, WIDTH, 3), dtype=np.uint8)
         Image.fromarray(noise).save(folder / "images" / f"image_{index}.png")
         images.append({"id": 7 + index, "file_name": f"image_{index}.png", "height": HEIGHT, "width": WIDTH})
@@ -107,41 +100,6 @@ def test_wrong_classes_of_stuff_cost_only_stuff(tmp_path):
     assert results["PQ"] == pytest.approx(50)
 
 
-def signalled_count(*args):
-    """panopticapi's counting in a process that a cluster asks to stop, as it does all of a run."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        os.kill(os.getpid(), number)
-    return panopticapi.evaluation.pq_compute_single_core(*args)
-
-
-def test_a_signal_to_all_processes_leaves_the_counting_alone(tmp_path, monkeypatch):
-    """And the evaluation ends, inside of training as well, where processes may ignore the signal to end."""
-    monkeypatch.setattr(panoptic, "pq_compute_single_core", signalled_count)
-    with StopSignals():
-        results = evaluate_truth(write_dataset(tmp_path, num_images=7), tmp_path / "out")
-    assert results["panoptic_seg"]["PQ"] == pytest.approx(100)
-
-
-def test_counts_of_the_parts_are_those_of_the_whole(tmp_path, monkeypatch):
-    rng = np.random.default_rng(0)
-
-    def lose_segments(output):
-        segment_map, segments = output["panoptic_seg"]
-        kept = [segment for segment in segments if rng.random() > 0.4]
-        lost = torch.isin(segment_map, torch.tensor([s["id"] for s in segments if s not in kept]))
-        return {**output, "panoptic_seg": (segment_map.masked_fill(lost, 0), kept)}
-
-    def in_one_part(annotations, *args):
-        return panopticapi.evaluation.pq_compute_single_core(0, annotations, *args)
-
-    name = write_dataset(tmp_path, num_images=9)
-    results = evaluate_truth(name, tmp_path / "out", lose_segments)["panoptic_seg"]
-    rng = np.random.default_rng(0)
-    monkeypatch.setattr(panoptic, "_count_segments", in_one_part)
-    assert results == evaluate_truth(name, tmp_path / "out", lose_segments)["panoptic_seg"]
-    assert 20 < results["PQ"] < 90
-
-
 def test_void_prediction_gets_nothing(tmp_path):
     def nothing(output):
         segment_map, _ = output["panoptic_seg"]
@@ -169,6 +127,16 @@ def test_evaluation_leaves_the_output_as_it_is(tmp_path):
 
     evaluate_truth(write_dataset(tmp_path), tmp_path / "out", keep)
     assert all("isthing" in segment for output in outputs for segment in output["panoptic_seg"][1])
+
+
+def test_predictions_are_written_with_ids_of_the_annotations(tmp_path):
+    evaluate_truth(write_dataset(tmp_path), tmp_path / "out")
+    content = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [each["image_id"] for each in content["annotations"]] == [7, 8, 9, 10]
+    assert content["annotations"][0]["file_name"] == "image_0.png"
+    segments = content["annotations"][0]["segments_info"]
+    assert sorted(segment["category_id"] for segment in segments) == [3, 5, 9, 200]
+    assert content["categories"] == CATEGORIES
 
 
 def test_two_processes_see_all_images(tmp_path):

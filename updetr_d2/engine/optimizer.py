@@ -47,11 +47,9 @@ def _build_unclipped(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
         lr_factor_func=backbone_factor,
     )
-    arguments = {"lr": cfg.SOLVER.BASE_LR, "weight_decay": cfg.SOLVER.WEIGHT_DECAY}
-    try:
-        return torch.optim.AdamW(parameters, **arguments, fused=True)
-    except RuntimeError:  # torch 2.3 has it on GPUs only
-        return torch.optim.AdamW(parameters, **arguments)
+    return torch.optim.AdamW(
+        parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY, fused=True
+    )
 
 
 def _clip_each_parameter(clip: CfgNode, optimizer: torch.optim.Optimizer, *_) -> None:

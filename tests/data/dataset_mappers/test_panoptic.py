@@ -10,7 +10,7 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
-from panopticapi.utils import id2rgb
+from helpers import ids_to_rgb
 from PIL import Image
 
 from updetr_d2 import add_updetr_config
@@ -43,7 +43,7 @@ def _scene(tmp_path):
         ids[region] = segment_id
     ids[:, :2] = 0  # void
     Image.fromarray(image).save(tmp_path / "image.png")
-    Image.fromarray(id2rgb(ids)).save(tmp_path / "labels.png")
+    Image.fromarray(ids_to_rgb(ids)).save(tmp_path / "labels.png")
     return {
         "file_name": str(tmp_path / "image.png"),
         "image_id": 1,

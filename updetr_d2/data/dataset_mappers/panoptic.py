@@ -11,10 +11,10 @@ from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Instances
 from detectron2.utils.file_io import PathManager
-from panopticapi.utils import rgb2id
 from PIL import Image
 
 from updetr_d2.data.dataset_mappers.detection import DETRDatasetMapper
+from updetr_d2.data.datasets.panoptic_annotations import rgb_to_ids
 from updetr_d2.data.transforms.image_io import UnusableImageError
 
 # Masks (H×W, bool or 0/1) of the transformed image with their classes.
@@ -91,7 +91,7 @@ class PanopticDETRDatasetMapper(DETRDatasetMapper):
 def _panoptic_segments(labels: dict[str, Any], transforms, original_size) -> Segments:
     encoded = _read_label_image(labels["pan_seg_file_name"], original_size)
     # Transformed as the 8-bit colours that it is: Pillow's nearest neighbour keeps every id.
-    ids = rgb2id(transforms.apply_segmentation(encoded))
+    ids = rgb_to_ids(transforms.apply_segmentation(encoded))
     for segment in labels["segments_info"]:
         if not segment.get("iscrowd", 0):
             yield ids == segment["id"], segment["category_id"]

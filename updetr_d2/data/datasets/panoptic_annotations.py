@@ -10,7 +10,6 @@ import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data import Metadata
 from iopath.common.file_io import file_lock
-from panopticapi.utils import rgb2id
 from PIL import Image
 
 from updetr_d2.data.datasets.coco_repair import AnnotationError
@@ -19,7 +18,13 @@ from updetr_d2.utils.files import write_text
 
 logger = logging.getLogger(__name__)
 
+VOID = 0  # id of pixels without a segment
 _SEGMENT_KEYS = {"id", "category_id", "area", "iscrowd"}
+
+
+def rgb_to_ids(rgb: np.ndarray) -> np.ndarray:
+    """Colors of a panoptic PNG, uint8 ``[..., 3]`` -> segment ids R + 256 G + 65536 B, int64 ``[...]``."""
+    return rgb[..., :3].astype(np.int64) @ np.array([1, 256, 65536])
 
 
 def read_panoptic_file(json_file: str) -> dict:
@@ -103,7 +108,7 @@ def _things_as_instances(content: dict, png_folder: str) -> dict:
 
 
 def _image_instances(annotation: dict, thing_ids: set[int], png_folder: str) -> Iterator[dict]:
-    ids = rgb2id(np.array(Image.open(os.path.join(png_folder, annotation["file_name"])).convert("RGB")))
+    ids = rgb_to_ids(np.array(Image.open(os.path.join(png_folder, annotation["file_name"])).convert("RGB")))
     for segment in annotation["segments_info"]:
         mask = ids == segment["id"]
         if segment["category_id"] not in thing_ids or not mask.any():
