@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import re
+import tempfile
 import weakref
 from collections.abc import Iterator
 
@@ -22,6 +23,7 @@ from updetr_d2.config.schedule import derive_schedule
 from updetr_d2.data.datasets.classes import class_names
 from updetr_d2.data.datasets.names import load_dataset_dicts
 from updetr_d2.data.loading.build import build_train_loader
+from updetr_d2.data.transforms.image_io import UnusableImageError
 from updetr_d2.engine.compilation import compile_parts
 from updetr_d2.engine.finite_check import FiniteCheck
 from updetr_d2.engine.hooks import CheckpointHook, MetricsWriter, SkippedFilesReport
@@ -181,17 +183,21 @@ def distribute(model: nn.Module) -> nn.Module:
 
 
 def check_test_sets(cfg: CfgNode) -> None:
-    """List the data sets of ``DATASETS.TEST`` once, which would otherwise be done at the first evaluation.
+    """List the data sets of ``DATASETS.TEST`` and build their evaluators once, as the first evaluation will.
 
     Raises:
-        ValueError: if one is not there or has no images.
+        ValueError: if one is not there, has no images, or its evaluator cannot read what it needs.
     """
+    task = task_of(cfg)
     if not comm.is_main_process():
         return
     for name in cfg.DATASETS.TEST:
         try:
-            load_dataset_dicts([name], filter_empty=False, key="DATASETS.TEST")
-        except (OSError, ValueError) as error:
+            dataset_dicts = load_dataset_dicts([name], filter_empty=False, key="DATASETS.TEST")
+            task.check_test_set(cfg, name, dataset_dicts)
+            with tempfile.TemporaryDirectory() as folder:
+                task.build_evaluator(cfg, name, folder)
+        except (OSError, ValueError, KeyError, TypeError, UnusableImageError) as error:
             raise ValueError(
                 f"'{name}' in DATASETS.TEST cannot be used ({error}); name held-out data there, or '()' to train "
                 "without evaluation."
