@@ -20,6 +20,7 @@ from benchmarks.speed import criterion, data, deformable_attention, inference, m
 from benchmarks.speed.report import environment, table, write_json
 from benchmarks.speed.timing import Clock
 from updetr_d2 import add_updetr_config
+from updetr_d2.config.files import merge_config_file
 from updetr_d2.tasks import check_config
 
 # Subcommand -> its module, with add_arguments(parser) and run(args, cfg) -> list[Measurement].
@@ -64,7 +65,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """Read and check the config. Without a GPU, ``MODEL.DEVICE`` is the CPU unless the options say otherwise."""
     cfg = get_cfg()
     add_updetr_config(cfg)
-    cfg.merge_from_file(args.config_file)
+    merge_config_file(cfg, args.config_file)
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     cfg.merge_from_list(args.opts)

@@ -74,7 +74,7 @@ def test_code_in_a_pickle_is_not_run(tmp_path):
     assert not trace.exists()
 
 
-@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("protocol", [2, 4, 5])
 def test_model_zoo_pickles_become_tensors(tmp_path, protocol):
     weights = {"stem.conv1.weight": np.random.rand(2, 3).astype("float32"), "step": np.arange(3)}
     path = tmp_path / "R-50.pkl"
@@ -85,6 +85,21 @@ def test_model_zoo_pickles_become_tensors(tmp_path, protocol):
     assert loaded["__author__"] == "x"
     for name, array in weights.items():
         assert torch.equal(loaded["model"][name], torch.from_numpy(array))
+
+
+@pytest.mark.parametrize("module", ["numpy.core.numeric", "numpy._core.numeric"])
+def test_arrays_of_objects_are_not_made_of_bytes(tmp_path, module):
+    """NumPy 1 and 2 name the function of protocol 5 in different modules; it must make no addresses of bytes."""
+    call = f"c{module}\n_frombuffer\n".encode() + b"(B\x10\0\0\0" + bytes(16)
+    path = tmp_path / "evil.pkl"
+    for dtype, sound in (("f8", True), ("O", False)):
+        dumped = pickle.dumps(np.dtype(dtype), protocol=4)[2:-1]  # without its header and its end
+        path.write_bytes(b"\x80\x04}X\x01\0\0\0a" + call + dumped + b"K\x02\x85X\x01\0\0\0CtRs.")
+        if sound:
+            assert torch.equal(load_state_file(path)["a"], torch.zeros(2, dtype=torch.float64))
+        else:
+            with pytest.raises(CheckpointError):
+                load_state_file(path)
 
 
 def test_safetensors_files_are_read(tmp_path):

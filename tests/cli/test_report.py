@@ -188,3 +188,41 @@ def test_a_real_run_is_told_with_its_command(tool, tmp_path):
     assert len(page.pictures()) >= 2  # curves and what was found
     told = html.unescape(re.search(r"<pre>(python .*?)</pre>", text, flags=re.DOTALL)[1])
     assert recipe in told and f"'{data}'" in told
+
+
+FILES = ("config.yaml", "log.txt", "metrics.json", "inference/a/bbox_results.json", "pictures/0.png")
+
+
+def damage(content: bytes, rng: np.random.Generator) -> bytes:
+    """A file cut off, with other bytes, of another form, or with values of other types."""
+    kind = rng.integers(4)
+    if kind == 0:
+        return content[: rng.integers(len(content))]
+    if kind == 1:
+        changed = bytearray(content)
+        for place in rng.integers(len(content), size=8):
+            changed[place] = rng.integers(256)
+        return bytes(changed)
+    if kind == 2:
+        return rng.choice([b"", b"[1, 2]\n", b"{}\n", b"\xff\xfe\0", b"[" * 5000, b"null\n", b"a: &a [*a]\n"])
+    value = rng.choice([b"null", b"[]", b'"x"', b"-1", b"1" + b"0" * 400, b"{}", b"NaN", b"true"])
+    return re.sub(rb"\d+", value, content)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_damaged_run_folder_has_a_page_all_the_same(tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    for file in FILES:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "config.yaml").write_text(tiny_cfg("DETR", "SOLVER.MAX_ITER", 40).dump())
+    (tmp_path / "log.txt").write_text(
+        "Command line arguments: Namespace(config_file='a.yaml', num_gpus=1, opts=['SEED', '1'])\n"
+    )
+    records = [{"iteration": i, "total_loss": 1.5, "bbox/AP": 2.5} for i in range(3)]
+    (tmp_path / "metrics.json").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (tmp_path / "inference/a/bbox_results.json").write_text(json.dumps({"AP": 12.5}))
+    Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(tmp_path / "pictures/0.png")
+    for file in rng.choice(FILES, size=2, replace=False):
+        (tmp_path / file).write_bytes(damage((tmp_path / file).read_bytes(), rng))
+    assert report.main([str(tmp_path)]) == 0
+    Page((tmp_path / "report.html").read_text())

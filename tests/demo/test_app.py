@@ -15,10 +15,10 @@ import pytest
 from helpers import PANOPTIC_RESNET18, TOOLS, save_tiny_model
 from PIL import Image
 
-from demo import app
 from demo.answers import DemoModel, detect, find_similar, locate_patch
 
 pytest.importorskip("gradio", reason="the demo page needs Gradio: make setup-demo")
+app = pytest.importorskip("demo.app")  # ends the process where Gradio is missing
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright: make setup-demo")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed")

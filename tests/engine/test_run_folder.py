@@ -7,7 +7,8 @@ import pytest
 from helpers import tiny_cfg
 from PIL import Image
 
-from updetr_d2.engine.run_folder import RunFolder, differences, flatten, is_number
+from updetr_d2.config.flat import flatten
+from updetr_d2.engine.run_folder import RunFolder, differences, is_number
 
 LOG = """\
 [11/23 15:37:09] detectron2 INFO: Environment info:

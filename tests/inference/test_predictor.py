@@ -138,7 +138,15 @@ def test_recipes_are_found_by_name(tmp_path):
     torch.save({"model": updetr_d2.modeling.DETR(cfg).state_dict()}, tmp_path / "model.pth")
     detr = cfg.MODEL.DETR
     options = ["MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, "MODEL.DEVICE", "cpu"]
-    for key in ("NUM_QUERIES", "HIDDEN_DIM", "NHEADS", "ENC_LAYERS", "DEC_LAYERS", "DIM_FEEDFORWARD"):
+    for key in (
+        "NUM_QUERIES",
+        "HIDDEN_DIM",
+        "NHEADS",
+        "ENC_LAYERS",
+        "DEC_LAYERS",
+        "DIM_FEEDFORWARD",
+        "PRE_NORM",
+    ):
         options += [f"MODEL.DETR.{key}", detr[key]]
     predictor = Predictor.from_config(
         "voc/updetr_r50_voc_150ep.yaml", weights=tmp_path / "model.pth", options=options

@@ -11,7 +11,7 @@ from detectron2.utils import comm
 from tabulate import tabulate
 from torch import nn
 
-from updetr_d2.checkpoint import run_files
+from updetr_d2.checkpoint import resuming, run_files
 from updetr_d2.checkpoint.safe_loading import CheckpointError, load_state_file
 from updetr_d2.modeling.meta_arch.updetr import UPDETR
 
@@ -31,10 +31,12 @@ class UPDETRCheckpointer(DetectionCheckpointer):
     Attributes:
         loaded_keys: names of the tensors taken from the last file.
         resumed_from: the checkpoint of this run that it goes on from; None if it starts.
+        run: what each checkpoint says of its run (:func:`.resuming.describe_run`), for a later resume.
     """
 
     loaded_keys: frozenset[str] | set[str] = frozenset()
     resumed_from: str | None = None
+    run: dict | None = None
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write a checkpoint, then the file that names it as the last one; both whole or not at all.
@@ -45,7 +47,8 @@ class UPDETRCheckpointer(DetectionCheckpointer):
         if not self.save_dir or not self.save_to_disk:
             return
         states = {key: each.state_dict() for key, each in self.checkpointables.items()}
-        content = {"model": self.model.state_dict(), **states, **kwargs, **describe(self.model)}
+        content = {"model": self.model.state_dict(), "run": self.run, **states, **kwargs}
+        content |= describe(self.model)
         path = os.path.join(self.save_dir, f"{name}.pth")
         logger.info("Saving checkpoint to %s", path)
         run_files.save_atomically(content, path)
@@ -118,6 +121,7 @@ class UPDETRCheckpointer(DetectionCheckpointer):
                 f"MODEL.WEIGHTS: there is no file '{path}'. docs/GETTING_STARTED.md says where to get CNN weights "
                 "and how to convert them; MODEL.WEIGHTS '' starts from random weights."
             )
+        self._path = path
         return super().load(path, *args, **kwargs)
 
     def _load_file(self, filename: str) -> dict:
@@ -140,7 +144,13 @@ class UPDETRCheckpointer(DetectionCheckpointer):
                 f"{self.resumed_from} is of a run of {kind}, --resume cannot go on with {ours}: choose another "
                 "OUTPUT_DIR, or start again without --resume."
             )
-        weights = checkpoint["model"] = place_cnn(checkpoint["model"], set(self.model.state_dict()))
+        names = set(self.model.state_dict())
+        weights = checkpoint["model"] = place_cnn(checkpoint["model"], names)
+        if self.resumed_from:
+            runs = {"before": checkpoint.get("run"), "now": self.run}
+            resuming.check_model(weights, self.model, path=self.resumed_from, **runs)
+            resuming.check_run(**runs, path=self.resumed_from)
+        resuming.check_norm_placement(weights, names, path=self._path)
         prefixes = tuple(f"{name}." for name in modules_to_exclude(checkpoint, self.model))
         left_out = [key for key in weights if key.startswith(prefixes)]
         for key in left_out:

@@ -32,6 +32,11 @@ class _RestrictedUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
+def _array_from_buffer(buffer: Any, dtype: np.dtype, shape: tuple, order: str) -> np.ndarray:
+    """What NumPy names ``_frombuffer`` in pickles of protocol 5; raises ValueError for arrays of objects."""
+    return np.frombuffer(buffer, dtype=dtype).reshape(shape, order=order).copy()
+
+
 class _NumpyUnpickler(_RestrictedUnpickler):
     allowed = frozenset(
         {
@@ -45,6 +50,11 @@ class _NumpyUnpickler(_RestrictedUnpickler):
             ("collections", "OrderedDict"),
         }
     )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name == "_frombuffer" and module in ("numpy.core.numeric", "numpy._core.numeric"):
+            return _array_from_buffer  # NumPy 1 and 2 have it in different modules
+        return super().find_class(module, name)
 
 
 class _TorchUnpickler(_RestrictedUnpickler):

@@ -66,20 +66,34 @@ def render(runs: dict[str, RunFolder], *, title: str) -> str:
 
 def describe_run(label: str, run: RunFolder) -> dict:
     """What the template says about one run."""
-    recipe = run.recipe(CONFIGS.parent)
+    recipe = run.recipe(CONFIGS)
+    pictures, problems = {}, list(run.problems)
+    for folder, files in run.pictures.items():
+        pictures[folder] = []
+        for file in files[:MAX_PICTURES]:
+            try:
+                pictures[folder].append((file.name, inline_picture(file)))
+            except Exception as error:  # damaged files make Pillow raise nearly anything
+                problems.append(f"{folder}/{file.name} is no picture ({type(error).__name__}: {error}).")
     return {
         "label": label,
+        "model": run.config.get("MODEL.META_ARCHITECTURE", "?"),
+        "trained_on": listed(run.config.get("DATASETS.TRAIN")),
+        "tested_on": listed(run.config.get("DATASETS.TEST")),
+        "problems": problems,
         "config": run.config,
         "state": run.state,
         "command": run.command,
         "environment": run.environment,
         "recipe_name": run.arguments.get("config_file"),
         "differences": None if recipe is None else differences(run.config, recipe),
-        "pictures": [
-            (folder, [(file.name, inline_picture(file)) for file in files[:MAX_PICTURES]])
-            for folder, files in run.pictures.items()
-        ],
+        "pictures": list(pictures.items()),
     }
+
+
+def listed(names: object) -> str:
+    """The names of data sets in a line."""
+    return ", ".join(map(str, names)) if isinstance(names, list | tuple) else str(names or "")
 
 
 def of_one_class(metric: str) -> bool:

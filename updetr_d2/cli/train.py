@@ -21,7 +21,7 @@ from detectron2.utils.logger import setup_logger
 from updetr_d2 import add_updetr_config
 from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
 from updetr_d2.checkpoint.run_files import check_writable
-from updetr_d2.config.files import find_config_file
+from updetr_d2.config.files import find_config_file, merge_config_file
 from updetr_d2.data.datasets.names import ensure_registered
 from updetr_d2.engine.launch import launch
 from updetr_d2.engine.trainer import UPDETRTrainer, kept_config
@@ -36,7 +36,7 @@ def setup(args: Namespace) -> CfgNode:
     add_updetr_config(cfg)
     # Detectron2's set-up opens the file as well, to log it.
     args = Namespace(**{**vars(args), "config_file": find_config_file(args.config_file)})
-    cfg.merge_from_file(args.config_file)
+    merge_config_file(cfg, args.config_file)
     try:
         cfg.merge_from_list(args.opts)
     except ValueError as error:  # yacs's, of a value of another type

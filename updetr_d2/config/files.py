@@ -1,12 +1,14 @@
-"""The recipes in ``configs/``, which an installed package brings along."""
+"""Config files, read without running code from them; the recipes in ``configs/`` that the package brings along."""
 
 import difflib
 import os
 from pathlib import Path
 
+import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from updetr_d2.config.defaults import add_updetr_config
+from updetr_d2.utils.files import refuse_special_file
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # In a wheel the recipes are inside the package, in a checkout beside it.
@@ -41,8 +43,54 @@ def get_config(name: str) -> CfgNode:
     """
     cfg = get_cfg()
     add_updetr_config(cfg)
-    cfg.merge_from_file(get_config_file(name))
+    merge_config_file(cfg, get_config_file(name))
     return cfg
+
+
+class _RegularFiles(CfgNode):
+    """Opens regular files only, those named by ``_BASE_`` included."""
+
+    @classmethod
+    def _open_cfg(cls, filename: str):
+        refuse_special_file(filename)
+        return super()._open_cfg(filename)
+
+
+def merge_config_file(cfg: CfgNode, path: str) -> None:
+    """Merge a config file, and those that its ``_BASE_`` names, without ever running code from them.
+
+    ``CfgNode.merge_from_file`` alone loads what safe YAML refuses with unsafe YAML, which calls any function that
+    the file names.
+
+    Args:
+        cfg: extended in place.
+        path: of the file, or a URL that Detectron2's ``PathManager`` understands.
+
+    Raises:
+        ValueError: if there is no such file, it is not plain YAML, or a key or value is wrong.
+    """
+    try:
+        _RegularFiles.load_yaml_with_base(path, allow_unsafe=False)
+        cfg.merge_from_file(path, allow_unsafe=False)
+    except yaml.constructor.ConstructorError as error:
+        raise ValueError(
+            f"The config {path} was not loaded: {error.problem}, and only plain values are read from configs."
+        ) from error
+    except yaml.YAMLError as error:
+        problem = " ".join(str(error).split())
+        raise ValueError(f"The config {path} is not YAML ({problem}).") from error
+    except OSError as error:
+        raise ValueError(f"The config {path} cannot be read ({error}).") from error
+    except RecursionError as error:
+        raise ValueError(f"The config {path} names itself as its _BASE_, or is nested too deeply.") from error
+    except (TypeError, AttributeError) as error:  # a list or a number where keys with values should be
+        raise ValueError(f"The config {path} is no list of KEY: VALUE ({error}).") from error
+    except (
+        AssertionError,
+        KeyError,
+        ValueError,
+    ) as error:  # Detectron2's and yacs's: of keys and their values
+        raise ValueError(f"{path}: {error.args[0]}") from error
 
 
 def find_config_file(path: str) -> str:

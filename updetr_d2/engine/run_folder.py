@@ -1,10 +1,14 @@
-"""What the folder of a run tells about it: config, command, environment, metrics, results, pictures."""
+"""What the folder of a run tells about it: config, command, environment, metrics, results, pictures.
+
+The folder may be damaged, or come from others: what cannot be read is named, the rest is used.
+"""
 
 import ast
 import json
 import math
 import re
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +17,9 @@ import yaml
 from detectron2.config import get_cfg
 
 from updetr_d2.config import add_updetr_config
-from updetr_d2.visualization.curves import read_metrics
+from updetr_d2.config.files import merge_config_file
+from updetr_d2.config.flat import flat_config, flatten
+from updetr_d2.visualization.curves import fits_float, read_metrics
 
 _IMAGE_TYPES = (".png", ".jpg", ".jpeg")
 _LOG_LINE = re.compile(r"^\[\d\d/\d\d \d\d:\d\d:\d\d\]")
@@ -31,6 +37,7 @@ class RunFolder:
         curves: name of a metric -> {iteration: value}; empty if nothing has been logged.
         results: name of a data set -> name of a metric -> value of evaluations that wrote a file of them.
         pictures: folder, relative to ``path`` -> image files in it.
+        problems: what could not be read, in a sentence each.
     """
 
     path: Path
@@ -40,6 +47,7 @@ class RunFolder:
     curves: dict[str, dict[int, float]] = field(default_factory=dict)
     results: dict[str, dict[str, float]] = field(default_factory=dict)
     pictures: dict[str, list[Path]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
 
     @classmethod
     def read(cls, path: str | Path) -> "RunFolder":
@@ -56,17 +64,17 @@ class RunFolder:
             raise ValueError(
                 f"{path} is no OUTPUT_DIR of a run of tools/train_net.py: it has no config.yaml."
             )
-        log = path / "log.txt"
-        text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
-        metrics = path / "metrics.json"
+        problems: list[str] = []
+        text = _read_if_possible(path / "log.txt", _read_log, "", problems)
         return cls(
             path=path,
-            config=flatten(yaml.safe_load(config_file.read_text(encoding="utf-8"))),
+            config=_read_if_possible(config_file, _read_config, {}, problems),
             arguments=_last_arguments(text),
             environment=_last_environment(text),
-            curves=read_metrics(metrics) if metrics.is_file() and metrics.stat().st_size else {},
-            results=_read_results(path / "inference"),
+            curves=_read_if_possible(path / "metrics.json", read_metrics, {}, problems),
+            results=_read_results(path / "inference", problems),
             pictures=_find_pictures(path),
+            problems=problems,
         )
 
     @property
@@ -92,7 +100,9 @@ class RunFolder:
         """How far the run is, in words."""
         if self.arguments.get("eval_only") and not self.curves:
             return "evaluation only"
-        planned = self.config.get("SOLVER.MAX_ITER", 0)
+        planned = self.config.get("SOLVER.MAX_ITER")
+        if not isinstance(planned, int):
+            return f"{self.iterations_done} iterations"
         if (self.path / "model_final.pth").exists():
             return f"finished: {planned} iterations"
         return f"unfinished: {min(self.iterations_done, planned)} of {planned} iterations"
@@ -100,46 +110,40 @@ class RunFolder:
     @property
     def command(self) -> str | None:
         """The command line that repeats the run, None if the log does not tell."""
-        if not self.arguments.get("config_file"):
+        name, options = self.arguments.get("config_file"), self.arguments.get("opts") or []
+        if not name or not isinstance(name, str) or not isinstance(options, list):
             return None
-        parts = ["python", "tools/train_net.py", "--config-file", self.arguments["config_file"]]
+        parts = ["python", "tools/train_net.py", "--config-file", name]
         for name in ("num_gpus", "num_machines"):
             if self.arguments.get(name, 1) != 1:
                 parts += [f"--{name.replace('_', '-')}", str(self.arguments[name])]
         if self.arguments.get("eval_only"):
             parts.append("--eval-only")
-        return shlex.join([*parts, *map(str, self.arguments.get("opts") or [])])
+        return shlex.join([*parts, *map(str, options)])
 
-    def recipe(self, root: Path) -> dict[str, Any] | None:
+    def recipe(self, configs: Path) -> dict[str, Any] | None:
         """Every key as the recipe of the command line sets it.
 
         Args:
-            root: folder that the name of the recipe is relative to.
+            configs: the folder of the recipes. The name comes from the log, which others may have written: no
+                file elsewhere is read.
 
         Returns:
-            the keys; None if the recipe is not there any more or does not fit this version.
+            the keys; None if the recipe is not in the folder (any more) or does not fit this version.
         """
         name = self.arguments.get("config_file")
-        if not name or not (root / name).is_file():
+        if not isinstance(name, str):
             return None
         cfg = get_cfg()
         add_updetr_config(cfg)
         try:
-            cfg.merge_from_file(str(root / name))
-        except (AssertionError, KeyError, ValueError):
+            path = (configs / name.removeprefix("configs/")).resolve()
+            if not path.is_relative_to(configs.resolve()):
+                return None
+            merge_config_file(cfg, str(path))
+        except (OSError, ValueError):
             return None
-        return flatten(yaml.safe_load(cfg.dump()))
-
-
-def flatten(values: dict, prefix: str = "") -> dict[str, Any]:
-    """Nested dicts -> one with names such as "MODEL.DETR.NHEADS", sorted."""
-    flat: dict[str, Any] = {}
-    for name, value in sorted(values.items()):
-        if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
+        return flat_config(cfg)
 
 
 def differences(config: dict[str, object], base: dict[str, object]) -> list[tuple[str, object, object]]:
@@ -150,13 +154,35 @@ def differences(config: dict[str, object], base: dict[str, object]) -> list[tupl
     return [(name, base.get(name), value) for name, value in config.items() if base.get(name) != value]
 
 
+def _read_if_possible(path: Path, read: Callable[[Path], Any], default: Any, problems: list[str]) -> Any:
+    """What ``read`` makes of a file; ``default`` without one, and with one more problem if it fails."""
+    if not path.is_file() or not path.stat().st_size:
+        return default
+    try:
+        return read(path)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        problems.append(f"{path.name} cannot be read ({' '.join(str(error).split())}).")
+        return default
+
+
+def _read_log(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+def _read_config(path: Path) -> dict[str, object]:
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(config, dict):
+        raise ValueError("it has no keys with values")
+    return flatten(config)
+
+
 def _last_arguments(log: str) -> dict[str, object]:
     """The arguments in the last "Command line arguments: Namespace(...)" of a log."""
     found = re.findall(r"Command line arguments: (Namespace\(.*\))$", log, flags=re.MULTILINE)
     try:
         call = ast.parse(found[-1], mode="eval").body
         return {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
-    except (IndexError, SyntaxError, ValueError):
+    except (IndexError, SyntaxError, ValueError, TypeError, AttributeError, MemoryError, RecursionError):
         return {}
 
 
@@ -173,20 +199,20 @@ def _last_environment(log: str) -> dict[str, str]:
     return environment
 
 
-def _read_results(folder: Path) -> dict[str, dict[str, float]]:
+def _read_results(folder: Path, problems: list[str]) -> dict[str, dict[str, float]]:
     """Metrics of the ``*_results.json`` files of evaluators below ``inference``; lists of boxes are left out."""
     results: dict[str, dict[str, float]] = {}
     for file in sorted(folder.glob("*/*_results.json")):
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = _read_if_possible(file, lambda path: json.loads(path.read_text("utf-8")), None, problems)
         if isinstance(content, dict):
-            numbers = {name: value for name, value in content.items() if isinstance(value, (int, float))}
+            numbers = {name: value for name, value in content.items() if fits_float(value)}
             results.setdefault(file.parent.name, {}).update(numbers)
     return results
 
 
 def _find_pictures(path: Path) -> dict[str, list[Path]]:
     """The image files of a run by folder; of the folders of iterations, the last one."""
-    files = (file for file in path.rglob("*") if file.suffix.lower() in _IMAGE_TYPES)
+    files = (file for file in path.rglob("*") if file.suffix.lower() in _IMAGE_TYPES and file.is_file())
     folders: dict[str, list[Path]] = {}
     for file in sorted(files, key=lambda file: (file.parent, len(file.name), file.name)):
         folders.setdefault(str(file.parent.relative_to(path)), []).append(file)

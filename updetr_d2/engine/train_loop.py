@@ -12,6 +12,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
+from updetr_d2.checkpoint.resuming import optimizer_state
 from updetr_d2.engine.finite_check import FiniteCheck, StepReport
 from updetr_d2.engine.preemption import StopSignals
 from updetr_d2.engine.step_seed import seed_step
@@ -133,15 +134,32 @@ class TrainLoop(SimpleTrainer):
     def state_dict(self) -> dict:
         return {
             **super().state_dict(),
+            "parameter_names": self._parameter_names(),
             "grad_scaler": self.grad_scaler.state_dict(),
             "skipped_steps": self.finite_check.num_skipped,
         }
 
     def load_state_dict(self, state_dict: dict) -> None:
-        super().load_state_dict(state_dict)
+        """Go on from a checkpoint, with the learning rates and weight decays of this run.
+
+        Raises:
+            CheckpointError: if the state is of another optimizer or of other parameters.
+        """
+        optimizer = optimizer_state(
+            self.optimizer,
+            state_dict["optimizer"],
+            names=self._parameter_names(),
+            saved_names=state_dict.get("parameter_names"),
+        )
+        super().load_state_dict({**state_dict, "optimizer": optimizer})
         if state_dict["grad_scaler"]:  # empty of a run without loss scaling
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
         self.finite_check.num_skipped = state_dict.get("skipped_steps", 0)
+
+    def _parameter_names(self) -> list[str]:
+        """Of the optimizer's parameters, in its order."""
+        names = {parameter: name for name, parameter in self._unwrapped_model().named_parameters()}
+        return [names[parameter] for parameter in self.parameters]
 
 
 def write_metrics(reports: list[StepReport], iteration: int) -> None:

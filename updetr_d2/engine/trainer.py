@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import re
+import tempfile
 import weakref
 from collections.abc import Iterator
 
@@ -16,10 +17,14 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
+from updetr_d2.checkpoint.resuming import describe_run
 from updetr_d2.config.build import arguments_as_keys
+from updetr_d2.config.flat import flat_config
 from updetr_d2.config.schedule import derive_schedule
+from updetr_d2.data.datasets.classes import class_names
 from updetr_d2.data.datasets.names import load_dataset_dicts
 from updetr_d2.data.loading.build import TestLoader, build_train_loader
+from updetr_d2.data.transforms.image_io import UnusableImageError
 from updetr_d2.engine.compilation import compile_parts
 from updetr_d2.engine.finite_check import FiniteCheck
 from updetr_d2.engine.hooks import CheckpointHook, MetricsWriter, SkippedFilesReport
@@ -74,6 +79,8 @@ class UPDETRTrainer(DefaultTrainer):
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = UPDETRCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        classes = class_names(cfg.DATASETS.TRAIN[0]) if task.num_classes_key(cfg) else ()
+        self.checkpointer.run = describe_run(flat_config(cfg), classes)
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -128,6 +135,14 @@ class UPDETRTrainer(DefaultTrainer):
         with self.stop_signals:
             return super().train()
 
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Go on from a checkpoint at its place in the schedule, with the learning rates of the config."""
+        super().load_state_dict(state_dict)
+        groups = self._trainer.optimizer.param_groups
+        self.scheduler.base_lrs = [group["initial_lr"] for group in groups]
+        for group, learning_rate in zip(groups, self.scheduler.get_lr()):
+            group["lr"] = learning_rate
+
     def resume_or_load(self, resume: bool = True) -> None:
         """Continue from the last checkpoint in ``OUTPUT_DIR`` if there is one, else load ``MODEL.WEIGHTS``.
 
@@ -137,6 +152,11 @@ class UPDETRTrainer(DefaultTrainer):
         extra = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         if self.checkpointer.resumed_from:
             self.start_iter = self.iter + 1
+            if self.start_iter >= self.max_iter:
+                logger.warning(
+                    "SOLVER.MAX_ITER is %d and %d iterations are done: nothing is left to train; set it higher.",
+                    *(self.max_iter, self.start_iter),
+                )
             CheckpointHook.restore_data_loader(self.data_loader, extra)
         else:
             check_pretrained(self.cfg, self.checkpointer)
@@ -170,17 +190,21 @@ def distribute(model: nn.Module) -> nn.Module:
 
 
 def check_test_sets(cfg: CfgNode) -> None:
-    """List the data sets of ``DATASETS.TEST`` once, which would otherwise be done at the first evaluation.
+    """List the data sets of ``DATASETS.TEST`` and build their evaluators once, as the first evaluation will.
 
     Raises:
-        ValueError: if one is not there or has no images.
+        ValueError: if one is not there, has no images, or its evaluator cannot read what it needs.
     """
+    task = task_of(cfg)
     if not comm.is_main_process():
         return
     for name in cfg.DATASETS.TEST:
         try:
-            load_dataset_dicts([name], filter_empty=False, key="DATASETS.TEST")
-        except (OSError, ValueError) as error:
+            dataset_dicts = load_dataset_dicts([name], filter_empty=False, key="DATASETS.TEST")
+            task.check_test_set(cfg, name, dataset_dicts)
+            with tempfile.TemporaryDirectory() as folder:
+                task.build_evaluator(cfg, name, folder)
+        except (OSError, ValueError, KeyError, TypeError, UnusableImageError) as error:
             raise ValueError(
                 f"'{name}' in DATASETS.TEST cannot be used ({error}); name held-out data there, or '()' to train "
                 "without evaluation."

@@ -2,9 +2,10 @@
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator
 
 from updetr_d2.data.datasets.panoptic_classes import PANOPTIC_EVALUATOR
+from updetr_d2.evaluation.coco_style import EvaluatedImagesCOCOEvaluator
 from updetr_d2.evaluation.coco_style_voc import build_voc_evaluator
 from updetr_d2.evaluation.panoptic import build_panoptic_evaluator
 
@@ -22,7 +23,7 @@ def build_dataset_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str)
     """
     evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if evaluator_type == "coco":
-        return COCOEvaluator(dataset_name, output_dir=output_folder)
+        return EvaluatedImagesCOCOEvaluator(dataset_name, output_dir=output_folder)
     if evaluator_type == PANOPTIC_EVALUATOR:
         return build_panoptic_evaluator(dataset_name, output_folder, with_masks=cfg.MODEL.MASK_ON)
     if evaluator_type == "pascal_voc":

@@ -3,26 +3,47 @@
 import hashlib
 import json
 import os
+import tempfile
 
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.evaluation import (
-    COCOEvaluator,
     DatasetEvaluator,
     DatasetEvaluators,
     PascalVOCDetectionEvaluator,
 )
+from detectron2.utils import comm
 
-from updetr_d2.data.datasets.pascal_voc import difficult_flags
+from updetr_d2.data.datasets.pascal_voc import difficult_flags, write_plain_annotations
+from updetr_d2.evaluation.coco_style import EvaluatedImagesCOCOEvaluator
 from updetr_d2.utils.cache import cache_folder
 from updetr_d2.utils.files import write_text
 
 
 class RenamedVOCEvaluator(PascalVOCDetectionEvaluator):
-    """Detectron2's evaluator with its results under "voc_bbox", since COCO's are under "bbox"."""
+    """Detectron2's evaluator with its results under "voc_bbox", since COCO's are under "bbox".
+
+    It reads what :func:`.pascal_voc.write_plain_annotations` makes of the images that were evaluated.
+    """
+
+    def reset(self) -> None:
+        super().reset()
+        self._seen: set[str] = set()
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        super().process(inputs, outputs)
+        self._seen.update(sample["image_id"] for sample in inputs)
 
     def evaluate(self) -> dict | None:
-        results = super().evaluate()
+        seen = sorted(set().union(*comm.all_gather(self._seen)))
+        with tempfile.TemporaryDirectory() as folder:
+            if comm.is_main_process():
+                write_plain_annotations(self._dataset_name, folder, seen)
+            image_list = os.path.join(folder, "images.txt")
+            write_text(image_list, "".join(f"{image_id}\n" for image_id in seen))
+            self._anno_file_template = os.path.join(folder, "{}.xml")
+            self._image_set_path = image_list
+            results = super().evaluate()
         return None if results is None else {"voc_bbox": results["bbox"]}
 
 
@@ -44,7 +65,10 @@ def build_voc_evaluator(dataset_name: str, output_folder: str) -> DatasetEvaluat
     # Written anew each time, as nothing tells whether the XML files have changed.
     write_text(metadata.json_file, json.dumps(coco_style_ground_truth(dataset_name)))
     return DatasetEvaluators(
-        [COCOEvaluator(dataset_name, output_dir=output_folder), RenamedVOCEvaluator(dataset_name)]
+        [
+            EvaluatedImagesCOCOEvaluator(dataset_name, output_dir=output_folder),
+            RenamedVOCEvaluator(dataset_name),
+        ]
     )
 
 

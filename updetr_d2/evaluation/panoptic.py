@@ -1,10 +1,11 @@
 """Panoptic quality and instance AP of panoptic models."""
 
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 
 from updetr_d2.data.datasets.panoptic_annotations import instances_file
 from updetr_d2.data.datasets.panoptic_classes import PanopticClasses
+from updetr_d2.evaluation.coco_style import EvaluatedImagesCOCOEvaluator
 from updetr_d2.evaluation.panoptic_quality import PanopticQualityEvaluator
 
 
@@ -27,7 +28,7 @@ def build_panoptic_evaluator(
     return DatasetEvaluators(evaluators)
 
 
-class ThingEvaluator(COCOEvaluator):
+class ThingEvaluator(EvaluatedImagesCOCOEvaluator):
     """Detectron2's COCO evaluator of boxes and masks, on the things among the predictions.
 
     Where the data set has no instance annotations they are made from its panoptic ones.

@@ -12,11 +12,16 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
-from PIL import Image
 from tabulate import tabulate
 
-from updetr_d2.data.datasets.panoptic_annotations import VOID, read_panoptic_file, rgb_to_ids
+from updetr_d2.data.datasets.panoptic_annotations import (
+    VOID,
+    read_panoptic_file,
+    read_panoptic_png,
+    rgb_to_ids,
+)
 from updetr_d2.data.datasets.panoptic_classes import PanopticClasses
+from updetr_d2.data.transforms.image_io import UnusableImageError
 from updetr_d2.utils.files import write_text
 
 logger = logging.getLogger(__name__)
@@ -67,7 +72,11 @@ class PanopticQualityEvaluator(DatasetEvaluator):
         for sample, output in zip(inputs, outputs):
             segment_map, segments = output["panoptic_seg"]
             annotation = self._annotations[sample["image_id"]]
-            true_map = self._read_map(annotation["file_name"])
+            try:
+                true_map = self._read_map(annotation["file_name"])
+            except UnusableImageError as error:
+                logger.warning("Not counted: %s", error)
+                continue
             predicted_map = segment_map.cpu().numpy()
             if predicted_map.shape != true_map.shape:
                 raise ValueError(
@@ -90,8 +99,7 @@ class PanopticQualityEvaluator(DatasetEvaluator):
 
     def _read_map(self, file_name: str) -> np.ndarray:
         path = os.path.join(self._metadata.panoptic_root, file_name)
-        with PathManager.open(path, "rb") as file:
-            return rgb_to_ids(np.array(Image.open(file).convert("RGB")))
+        return rgb_to_ids(read_panoptic_png(path))
 
     def _in_file(self, segment: dict) -> dict:
         return {"id": segment["id"], "category_id": self._classes.dataset_ids[segment["category_id"]]}

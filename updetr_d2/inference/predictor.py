@@ -15,7 +15,7 @@ from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
 from updetr_d2.config import add_updetr_config
 from updetr_d2.config.access import get_value
 from updetr_d2.config.build import build_model
-from updetr_d2.config.files import find_config_file
+from updetr_d2.config.files import find_config_file, merge_config_file
 from updetr_d2.data.dataset_mappers.oneshot import cut_patch
 from updetr_d2.data.datasets.names import ensure_registered
 from updetr_d2.data.transforms.image_io import read_image_rgb, stack_to_tensor, to_tensor
@@ -45,10 +45,7 @@ def setup_inference_config(config_file: str, options: Sequence) -> CfgNode:
     """
     cfg = get_cfg()
     add_updetr_config(cfg)
-    try:
-        cfg.merge_from_file(config_file)
-    except (AssertionError, KeyError) as error:  # Detectron2's: no such file; yacs's: no such key
-        raise ValueError(f"{config_file}: {error.args[0]}") from error
+    merge_config_file(cfg, config_file)
     try:
         cfg.merge_from_list(list(options))
     except (AssertionError, KeyError) as error:  # yacs's way of saying that a key or value is wrong

@@ -101,6 +101,13 @@ class Task:
         if (key := self.num_classes_key(cfg)) is not None:
             check_class_ids(cfg, dataset_dicts, key=key)
 
+    def check_test_set(self, cfg: CfgNode, dataset_name: str, dataset_dicts: Sequence[dict]) -> None:
+        """Check before the first iteration what evaluation will need of the labels, beside its evaluator.
+
+        Raises:
+            ValueError: naming the data set, and what is wrong.
+        """
+
     def test_set(self, cfg: CfgNode, dataset_name: str) -> Sequence[dict]:
         """The dataset dicts that evaluation on one of ``DATASETS.TEST`` goes through."""
         return load_test_set(dataset_name)

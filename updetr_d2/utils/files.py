@@ -1,7 +1,12 @@
-"""Write files whole or not at all: whoever reads a path finds the old content or the new one."""
+"""Write files whole or not at all: whoever reads a path finds the old content or the new one.
+
+Files of others are opened only if they are regular: a pipe would wait for ever, /dev/zero never end.
+"""
 
 import contextlib
+import errno
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +38,23 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
             os.unlink(file.name)
             raise
     _sync_folder(path.parent)
+
+
+def refuse_special_file(path: str | Path) -> None:
+    """Make sure that reading a path comes to an end.
+
+    Args:
+        path: of a file; if there is none, whoever opens it says so.
+
+    Raises:
+        OSError: if it is a pipe, a socket, a device or a folder.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "not a regular file but a pipe, a device or a folder", str(path))
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -29,7 +29,7 @@ def read_metrics(path: Path) -> dict[str, dict[int, float]]:
         ValueError: if the file is missing or has no metrics.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
         raise ValueError(
             f"{path} cannot be read ({error.strerror}); name the OUTPUT_DIR of a run that has logged something."
@@ -39,14 +39,21 @@ def read_metrics(path: Path) -> dict[str, dict[int, float]]:
         try:
             record = json.loads(line)
             iteration = record.pop("iteration")
-        except (ValueError, KeyError, AttributeError, TypeError):
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+            continue
+        if not isinstance(iteration, int) or not fits_float(iteration):
             continue
         for name, value in record.items():
-            if isinstance(value, (int, float)):
+            if fits_float(value):
                 curves.setdefault(name, {})[iteration] = value
     if not curves:
         raise ValueError(f"{path} holds no metrics; is it the metrics.json of a run?")
     return {name: dict(sorted(points.items())) for name, points in curves.items()}
+
+
+def fits_float(value: object) -> bool:
+    """Whether a value of a JSON file, which may hold integers of any length, is a number that can be drawn."""
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
 
 
 def last_values(curves: dict[str, dict[int, float]], metrics: Iterable[str]) -> dict[str, float | None]:

@@ -145,13 +145,24 @@ def test_a_folder_read_while_it_changes_is_read_again(root):
     assert "new.jpg" in names_of(load_image_folder(str(root)))
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", '{"root": 1}', '{"root": "R", "folders": {"": 3}}'])
+ODD_INDICES = (
+    *("", "{", "[]", '{"root": 1}', '{"root": "R", "folders": {"": 3}}'),
+    *(
+        f'{{"root": "R", "folders": {{"": {entry}}}}}'
+        for entry in ("[1, 2, 3]", '["x", [], []]', "[1, [], [5]]")
+    ),
+    '{"root": "R", "folders": {"": [MTIME, [], ["../../x.jpg"]]}}',
+    '{"root": "R", "folders": {"": [MTIME, [".."], []]}}',
+)
+
+
+@pytest.mark.parametrize("damage", ODD_INDICES)
 def test_a_damaged_index_is_made_again(root, damage):
     age(root)
     expected = names_of(load_image_folder(str(root)))
     index = image_folder._index_file(str(root))
     assert json.loads(index.read_text())["root"] == str(root)
-    index.write_text(damage.replace("R", str(root)))
+    index.write_text(damage.replace("MTIME", str(os.stat(root).st_mtime_ns)).replace("R", str(root)))
     assert names_of(load_image_folder(str(root))) == expected
     assert json.loads(index.read_text())["root"] == str(root)
 

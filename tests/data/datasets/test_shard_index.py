@@ -4,12 +4,14 @@ import io
 import os
 import re
 import tarfile
+from pathlib import Path
 
+import numpy as np
 import pytest
 from detectron2.utils.file_io import PathManager
 
 from updetr_d2.data.datasets import shard_index
-from updetr_d2.data.datasets.shard_index import load_index, member_url, scan, write_index_beside
+from updetr_d2.data.datasets.shard_index import ShardIndex, load_index, member_url, scan, write_index_beside
 from updetr_d2.utils.cache import CACHE_VARIABLE
 
 
@@ -172,3 +174,41 @@ def test_members_are_only_read(shard):
     url = member_url(shard, "0.jpg", index.offsets[0], index.sizes[0])
     with pytest.raises(ValueError, match="mode 'rb'"):
         PathManager.open(url, "w")
+
+
+def put(index: ShardIndex, place: int, **values) -> ShardIndex:
+    """A copy of an index with one entry changed."""
+    changed = {name: getattr(index, name).copy() for name in ("names", "offsets", "sizes")}
+    for name, value in values.items():
+        changed[name][place] = value
+    return index._replace(**changed)
+
+
+ODD_INDICES = {
+    "offset in the middle of a block": lambda index: put(index, 1, offsets=index.offsets[1] + 1),
+    "offset before the file": lambda index: put(index, 0, offsets=-512),
+    "offset behind the file": lambda index: put(index, 4, offsets=1 << 40),
+    "offsets not in order": lambda index: put(index, 1, offsets=index.offsets[3]),
+    "negative size": lambda index: put(index, 1, sizes=-1),
+    "size beyond the file": lambda index: put(index, 1, sizes=1 << 40),
+    "no image": lambda index: put(index, 2, names="passwd"),
+    "a name less": lambda index: index._replace(names=index.names[1:]),
+    "sizes of another type": lambda index: index._replace(sizes=index.sizes.astype(np.float64)),
+    "offsets as a table": lambda index: index._replace(offsets=index.offsets[:, None]),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_INDICES.values(), ids=ODD_INDICES)
+@pytest.mark.parametrize("beside", [False, True])
+def test_an_index_that_cannot_be_right_is_made_again(shard, odd, beside, tmp_path):
+    """The last entry, which is compared with the shard, is right in most of them."""
+    right = write_index_beside(shard) if beside else load_index(shard)
+    status = os.stat(shard)
+    if beside:
+        shard_index._write(Path(shard + shard_index.INDEX_SUFFIX), odd(right), [status.st_size, -1])
+    else:
+        (cached,) = (tmp_path / "cache" / "shards").iterdir()
+        shard_index._write(cached, odd(right), [status.st_size, status.st_mtime_ns])
+    again = load_index(shard)
+    assert again.names == right.names
+    assert contents(shard, again) == contents(shard, right)

@@ -1,6 +1,7 @@
 """Every common kind of image file comes out as upright 8-bit RGB, and unusable ones as one exception."""
 
 import io
+import os
 import pickle
 import struct
 import zlib
@@ -259,3 +260,17 @@ def test_decompression_bombs_are_refused(tmp_path, monkeypatch):
 def test_the_exception_survives_the_way_from_a_worker():
     error = pickle.loads(pickle.dumps(UnusableImageError("a.jpg", "is empty")))
     assert (error.file_name, error.reason, str(error)) == ("a.jpg", "is empty", "a.jpg: is empty")
+
+
+@pytest.mark.parametrize("kind", ["device", "pipe", "folder"])
+def test_only_regular_files_are_read(tmp_path, kind):
+    """A pipe would wait for ever and /dev/zero never end."""
+    path = tmp_path / "a.jpg"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(UnusableImageError, match="not a regular file"):
+        read_image_rgb(str(path))

@@ -14,7 +14,7 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image
 
 from updetr_d2.data.dataset_mappers.detection import DETRDatasetMapper
-from updetr_d2.data.datasets.panoptic_annotations import rgb_to_ids
+from updetr_d2.data.datasets.panoptic_annotations import read_panoptic_png, rgb_to_ids
 from updetr_d2.data.transforms.image_io import UnusableImageError
 
 # Masks (H×W, bool or 0/1) of the transformed image with their classes.
@@ -89,7 +89,8 @@ class PanopticDETRDatasetMapper(DETRDatasetMapper):
 
 
 def _panoptic_segments(labels: dict[str, Any], transforms, original_size) -> Segments:
-    encoded = _read_label_image(labels["pan_seg_file_name"], original_size)
+    file_name = labels["pan_seg_file_name"]
+    encoded = _check_size(read_panoptic_png(file_name), original_size, file_name)
     # Transformed as the 8-bit colors that it is: Pillow's nearest neighbor keeps every id.
     ids = rgb_to_ids(transforms.apply_segmentation(encoded))
     for segment in labels["segments_info"]:
@@ -99,7 +100,7 @@ def _panoptic_segments(labels: dict[str, Any], transforms, original_size) -> Seg
 
 def _annotated_instances(annotations: Iterable[dict], transforms, original_size) -> Segments:
     for annotation in annotations:
-        if not annotation.get("iscrowd", 0):
+        if not annotation.get("iscrowd", 0) and annotation.get("segmentation"):
             mask = _decode(annotation["segmentation"], original_size)
             yield transforms.apply_segmentation(mask), annotation["category_id"]
 
@@ -124,6 +125,10 @@ def _read_label_image(file_name: str, expected_size: tuple[int, int]) -> np.ndar
             label_image = np.array(Image.open(file))
     except OSError as error:
         raise UnusableImageError(file_name, f"cannot be read as a label image ({error})") from error
+    return _check_size(label_image, expected_size, file_name)
+
+
+def _check_size(label_image: np.ndarray, expected_size: tuple[int, int], file_name: str) -> np.ndarray:
     if label_image.shape[:2] != expected_size:
         height, width = label_image.shape[:2]
         raise UnusableImageError(

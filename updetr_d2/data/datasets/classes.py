@@ -110,5 +110,35 @@ def check_class_ids(cfg: CfgNode, dataset_dicts: Iterable[dict], *, key: str) ->
         raise ValueError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} has images but not a single object.")
 
 
+def check_masks(dataset_dicts: Iterable[dict], where: str, *, all_of_them: bool = False) -> None:
+    """Count the objects of instance annotations that have no mask, which mask training leaves out.
+
+    Args:
+        dataset_dicts: in Detectron2's format.
+        where: what they are, for messages.
+        all_of_them: refuse the data set if a single object lacks its mask: mask AP would count it as missed.
+
+    Raises:
+        ValueError: if no object has a mask, or one has none and ``all_of_them`` must.
+    """
+    flags = [
+        bool(each.get("segmentation"))
+        for dataset_dict in dataset_dicts
+        for each in dataset_dict.get("annotations", ())
+        if not each.get("iscrowd", 0)
+    ]
+    without = flags.count(False)
+    if without and (all_of_them or without == len(flags)):
+        raise ValueError(
+            f"{where} has {without} of {len(flags)} objects without a mask ('segmentation'), which MODEL.MASK_ON "
+            "needs: add masks, take these objects out, or train boxes alone with MODEL.META_ARCHITECTURE DETR."
+        )
+    if without:
+        logger.warning(
+            "%s: %d of %d objects have no mask ('segmentation') and are not trained on.",
+            *(where, without, len(flags)),
+        )
+
+
 def _some(names: list[str], limit: int = 5) -> str:
     return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")

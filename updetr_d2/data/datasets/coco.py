@@ -10,7 +10,7 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
-from updetr_d2.data.datasets.coco_repair import read_annotation_file, repair_annotations
+from updetr_d2.data.datasets.coco_repair import AnnotationError, read_annotation_file, repair_annotations
 from updetr_d2.data.datasets.names import add_source
 from updetr_d2.utils.cache import cache_folder, keep_copy
 from updetr_d2.utils.files import write_text
@@ -67,7 +67,14 @@ def usable_annotation_file(json_file: str, image_folder: str) -> tuple[str, list
     categories = sorted((category["id"], category["name"]) for category in repaired["categories"])
     images, annotations = len(repaired["images"]), len(repaired["annotations"])
     logger.info("%s: %d images, %d annotations, %d classes", json_file, images, annotations, len(categories))
+    if content["annotations"] and not annotations:
+        raise AnnotationError(
+            f"None of the {len(content['annotations'])} annotations of {json_file} can be used: "
+            f"{report.sentence()}."
+        )
     if not report.counts:
+        if report.notes:
+            logger.warning("Odd things in %s:\n%s", json_file, report.table())
         return keep_copy(json_file, "annotations"), categories
     text = json.dumps(repaired)
     digest = hashlib.sha256(text.encode()).hexdigest()[:24]

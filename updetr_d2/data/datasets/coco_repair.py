@@ -6,56 +6,41 @@ file does not define, stops with one sentence.
 
 import json
 import logging
-import math
 import os
 from collections import Counter
-from dataclasses import dataclass, field
+from urllib.parse import unquote
 
-from tabulate import tabulate
+from updetr_d2.data.datasets.annotation_repair import (
+    CLIP_TOLERANCE,
+    AnnotationError,
+    RepairReport,
+    id_key,
+    is_usable_id,
+    number,
+    repair_fields,
+    stands_out,
+)
+from updetr_d2.data.transforms.image_io import UnusableImageError, read_image_size
+from updetr_d2.utils.files import refuse_special_file
+
+__all__ = ["AnnotationError", "RepairReport", "read_annotation_file", "read_json", "repair_annotations"]
 
 logger = logging.getLogger(__name__)
 
-# Boxes may stand out of the image by this much (px): rounding, as in COCO itself. The mapper clips them.
-CLIP_TOLERANCE = 1.0
-_NUM_EXAMPLES = 3
+# So many boxes that all look like another format are no coincidence.
+_ENOUGH_BOXES = 4
 
 
-class AnnotationError(ValueError):
-    """An annotation file that cannot be used, in one sentence."""
-
-
-@dataclass
-class RepairReport:
-    """What was found in an annotation file.
-
-    Attributes:
-        counts: number of cases of each problem, with what was done about it.
-        examples: first cases of each problem.
-    """
-
-    counts: Counter = field(default_factory=Counter)
-    examples: dict[str, list[str]] = field(default_factory=dict)
-
-    def add(self, problem: str, example: object) -> None:
-        self.counts[problem] += 1
-        examples = self.examples.setdefault(problem, [])
-        if len(examples) < _NUM_EXAMPLES:
-            examples.append(str(example))
-
-    def table(self) -> str:
-        rows = [(problem, count, ", ".join(self.examples[problem])) for problem, count in self.counts.items()]
-        return tabulate(rows, ("problem", "count", "first cases"), tablefmt="pipe")
-
-
-def read_annotation_file(json_file: str) -> dict:
-    """Read a file in COCO's instances format; a file without ``annotations`` has none.
+def read_json(json_file: str) -> object:
+    """Read a JSON file.
 
     Raises:
-        AnnotationError: if there is no such file, it is empty, not JSON or not in COCO's format.
+        AnnotationError: if there is no such file, it is empty or not JSON.
     """
     try:
-        with open(json_file, encoding="utf-8") as file:
-            content = json.load(file)
+        refuse_special_file(json_file)
+        with open(json_file, encoding="utf-8-sig") as file:
+            return json.load(file)
     except OSError as error:
         raise AnnotationError(
             f"The annotation file {json_file} cannot be read ({error.strerror})."
@@ -64,6 +49,17 @@ def read_annotation_file(json_file: str) -> dict:
         if os.path.getsize(json_file) == 0:
             raise AnnotationError(f"The annotation file {json_file} is empty.") from error
         raise AnnotationError(f"The annotation file {json_file} is not JSON ({error}).") from error
+    except RecursionError as error:
+        raise AnnotationError(f"The annotation file {json_file} is nested too deeply.") from error
+
+
+def read_annotation_file(json_file: str) -> dict:
+    """Read a file in COCO's instances format; a file without ``annotations`` has none.
+
+    Raises:
+        AnnotationError: if there is no such file, it is empty, not JSON or not in COCO's format.
+    """
+    content = read_json(json_file)
     lists = ("images", "categories", "annotations")
     if isinstance(content, dict):
         content = {"annotations": [], **content}
@@ -84,128 +80,222 @@ def repair_annotations(content: dict, *, json_file: str, image_folder: str) -> t
         image_folder: folder that ``file_name`` is relative to.
 
     Returns:
-        the content with everything repaired (the same object if nothing had to be), and what was found.
+        the content with everything repaired (the same object if nothing had to be), and what was found. Ids of
+        categories are integers then, names are texts.
 
     Raises:
-        AnnotationError: if ids of categories are missing, doubled or unknown, or no image is left.
+        AnnotationError: if ids of categories are missing, doubled or unknown, no image is left, or the boxes are
+            of another format.
     """
     report = RepairReport()
-    category_ids = _check_categories(content, json_file)
+    categories = _repair_categories(content["categories"], json_file, report)
     images = _repair_images(content["images"], image_folder, report)
     if not images:
         raise AnnotationError(
             f"None of the {len(content['images'])} images of {json_file} can be used: "
-            + (f"is {image_folder} the folder of its images?" if content["images"] else "it lists none.")
+            + (
+                f"is {image_folder} the folder of its images? Found: {report.sentence()}."
+                if content["images"]
+                else "it lists none."
+            )
         )
-    annotations = _repair_annotations(content["annotations"], content["images"], images, category_ids, report)
-    _check_category_ids(annotations, category_ids, json_file)
+    _check_box_format(content["annotations"], images, json_file)
+    annotations = _repair_annotations(content["annotations"], content["images"], images, categories, report)
+    _check_category_ids(annotations, categories, json_file)
+    used = {annotation["category_id"] for annotation in annotations}
+    for category in categories.values():
+        if annotations and category["id"] not in used:
+            report.note("category without a box", f"{category['name']} (id {category['id']})")
     if not report.counts:
         return content, report
-    return {**content, "images": list(images.values()), "annotations": annotations}, report
+    return {
+        **content,
+        "images": list(images.values()),
+        "annotations": annotations,
+        "categories": list(categories.values()),
+    }, report
 
 
-def _check_categories(content: dict, json_file: str) -> set:
-    categories = content["categories"]
+def _repair_categories(categories: list[dict], json_file: str, report: RepairReport) -> dict[str, dict]:
+    """Categories by the key of their id, with integers as ids and texts as names."""
     if not categories or any("id" not in category or "name" not in category for category in categories):
         raise AnnotationError(
             f"The 'categories' of {json_file} must list at least one category, each with 'id' and 'name'."
         )
-    doubled = [i for i, count in Counter(category["id"] for category in categories).items() if count > 1]
+    keys = [id_key(category["id"]) for category in categories]
+    if None in keys:
+        raise AnnotationError(
+            f"The 'categories' of {json_file} hold the id {categories[keys.index(None)]['id']}, which is neither "
+            "an integer nor a text."
+        )
+    doubled = [key for key, count in Counter(keys).items() if count > 1]
     if doubled:
         raise AnnotationError(f"The 'categories' of {json_file} hold the id {doubled[0]} more than once.")
-    return {category["id"] for category in categories}
+    integers = [number(key) if len(key) < 16 else None for key in keys]
+    if not all(type(each) is int for each in integers) or len(set(integers)) < len(integers):
+        integers = list(range(1, len(keys) + 1))
+    repaired = {}
+    for key, category, new_id in zip(keys, categories, integers):
+        name = category["name"]
+        if not isinstance(name, str) or not name:
+            report.add("category name is no text: made one", f"{name} (id {category['id']})")
+            name = str(name) if isinstance(name, int | float) else f"category {category['id']}"
+        if type(category["id"]) is not int or category["id"] != new_id:
+            report.add("category id is no integer: given one", f"{category['id']} -> {new_id}")
+        repaired[key] = {**category, "id": new_id, "name": name}
+    for name, count in Counter(category["name"] for category in repaired.values()).items():
+        if count > 1:
+            report.note("category name used more than once", name)
+    return repaired
 
 
-def _repair_images(images: list[dict], image_folder: str, report: RepairReport) -> dict:
-    """Usable images by id."""
-    kept = {}
+def _repair_images(images: list[dict], image_folder: str, report: RepairReport) -> dict[str, dict]:
+    """Usable images by the key of their id."""
+    kept: dict[str, dict] = {}
     for image in images:
-        if any(image.get(key) is None for key in ("id", "file_name", "height", "width")):
+        key, file_name = id_key(image.get("id")), image.get("file_name")
+        if key is None or not isinstance(file_name, str) or not file_name:
             name = image.get("file_name", image.get("id", "?"))
             report.add("image without id, file_name, height or width: left out", name)
-        elif image["id"] in kept:
-            report.add("image id used before: left out", f"id {image['id']} ({image['file_name']})")
-        elif not os.path.exists(os.path.join(image_folder, image["file_name"])):
-            report.add("image file missing: left out with its annotations", image["file_name"])
-        else:
-            kept[image["id"]] = image
+            continue
+        if key in kept:
+            report.add("image id used before: left out", f"id {image['id']} ({file_name})")
+            continue
+        found = _find_image(image_folder, file_name)
+        if found is None:
+            path = os.path.join(image_folder, file_name)
+            report.add("image file missing: left out with its annotations", path)
+            continue
+        if found != file_name:
+            report.add("file_name with back-slashes or %20: read as the file that is there", file_name)
+        width, height = (_whole_side(image.get(side)) for side in ("width", "height"))
+        if width is None or height is None:
+            try:
+                width, height = read_image_size(os.path.join(image_folder, found))
+            except UnusableImageError:
+                report.add("image without id, file_name, height or width: left out", file_name)
+                continue
+            report.add("width or height missing or no number of px: taken from the image file", file_name)
+        elif type(image["width"]) is not int or type(image["height"]) is not int:
+            report.add("width or height as text or fraction: read as integer", file_name)
+        kept[key] = {**image, "file_name": found, "width": width, "height": height}
+    if len({type(image["id"]) for image in kept.values()}) > 1 or not all(
+        type(image["id"]) in (int, str) for image in kept.values()
+    ):
+        whole = {key: number(key) if len(key) < 16 else None for key in kept}
+        if not all(type(each) is int for each in whole.values()) or len(set(whole.values())) < len(whole):
+            whole = {key: place for place, key in enumerate(kept, start=1)}
+        for key, image in kept.items():
+            if type(image["id"]) is not int or image["id"] != whole[key]:
+                report.add("image ids of several types: made integers", f"{image['id']} -> {whole[key]}")
+                kept[key] = {**image, "id": whole[key]}
     return kept
 
 
+def _find_image(folder: str, file_name: str) -> str | None:
+    """The name by which the file is there, as it is written or without Windows' and URLs' ways of writing."""
+    slashes = file_name.replace("\\", "/")
+    for name in (file_name, slashes, unquote(file_name), unquote(slashes)):
+        if "\0" not in name and os.path.isfile(os.path.join(folder, name)):
+            return name
+    return None
+
+
+def _whole_side(value: object) -> int | None:
+    side = number(value)
+    return int(side) if side is not None and side >= 1 and side == int(side) else None
+
+
+def _check_box_format(annotations: list[dict], images: dict[str, dict], json_file: str) -> None:
+    """Refuse boxes that are all of another format: repaired one by one they would be wrong or gone."""
+    boxes = []
+    for annotation in annotations:
+        image = images.get(id_key(annotation.get("image_id")) or "")
+        box = annotation.get("bbox")
+        if image is not None and isinstance(box, list) and len(box) == 4:
+            read = [number(value) for value in box]
+            if None not in read:
+                boxes.append((read, image))
+    if len(boxes) < _ENOUGH_BOXES:
+        return
+    if all(0 <= value <= 1 for box, _ in boxes for value in box):
+        raise AnnotationError(
+            f"The boxes ('bbox') of {json_file} are fractions of the image; COCO's are x, y, width, height in px."
+        )
+    as_corners = all(
+        0 <= x0 < x1 <= image["width"] + CLIP_TOLERANCE and 0 <= y0 < y1 <= image["height"] + CLIP_TOLERANCE
+        for (x0, y0, x1, y1), image in boxes
+    )
+    outside = sum(stands_out(box, image) > CLIP_TOLERANCE for box, image in boxes)
+    if as_corners and 4 * outside >= len(boxes):
+        raise AnnotationError(
+            f"The boxes ('bbox') of {json_file} look like corners (x0, y0, x1, y1): as COCO's x, y, width, height "
+            f"{outside} of {len(boxes)} stand out of their images; convert them."
+        )
+
+
 def _repair_annotations(
-    annotations: list[dict], all_images: list[dict], images: dict, category_ids: set, report: RepairReport
+    annotations: list[dict],
+    all_images: list[dict],
+    images: dict[str, dict],
+    categories: dict[str, dict],
+    report: RepairReport,
 ) -> list[dict]:
-    listed = {image.get("id") for image in all_images}
-    free_id = 1 + max((a["id"] for a in annotations if isinstance(a.get("id"), int)), default=0)
+    listed = {id_key(image.get("id")) for image in all_images}
+    free_id = 1 + max((a["id"] for a in annotations if is_usable_id(a.get("id"))), default=0)
     used: dict = {}
     kept = []
     for place, annotation in enumerate(annotations):
-        name = f"id {annotation['id']}" if "id" in annotation else f"number {place} of the file"
-        image = images.get(annotation.get("image_id"))
+        own_id = annotation.get("id")
+        name = f"id {own_id}" if "id" in annotation else f"number {place} of the file"
+        image_key = id_key(annotation.get("image_id"))
+        image = None if image_key is None else images.get(image_key)
         if image is None:
             # The annotations of images that were left out are no problem of their own.
-            if annotation.get("image_id") not in listed:
+            if image_key is None or image_key not in listed:
                 report.add(
                     "annotation of an unknown image: left out", f"{name} ({annotation.get('image_id')})"
                 )
             continue
-        first = used.get(annotation.get("id"))
+        own_key = id_key(own_id)
+        first = None if own_key is None else used.get(own_key)
         if first is not None and first == annotation:
             report.add("annotation given twice: left out", name)
             continue
-        box, problem = _repair_box(annotation.get("bbox"), image)
-        if problem is not None:
-            report.add(problem, name)
-        if box is None:
+        repaired = repair_fields(annotation, image, report, name)
+        if repaired is None:
             continue
-        repaired = dict(annotation)
-        if box != annotation["bbox"]:
-            repaired["bbox"] = box
         # Evaluation matches by these; 0 would count as "not matched" in pycocotools.
-        if first is not None or not annotation.get("id"):
-            report.add("annotation id missing, 0 or used before: new id", name)
-            repaired["id"] = free_id
+        if first is not None or not is_usable_id(own_id):
+            problem = (
+                "missing, 0 or used before" if own_id in (None, 0) or first is not None else "no integer"
+            )
+            report.add(f"annotation id {problem}: new id", name)
+            repaired = {**repaired, "id": free_id}
             free_id += 1
-        if repaired.pop("ignore", 0):
-            report.add("'ignore' is not COCO's: made 'iscrowd'", name)
-            repaired["iscrowd"] = 1
-        if "iscrowd" not in repaired or "area" not in repaired:
-            report.add("'iscrowd' or 'area' missing: 0, area of the box", name)
-            repaired.setdefault("iscrowd", 0)
-            repaired.setdefault("area", box[2] * box[3])
-        used.setdefault(annotation.get("id"), annotation)
+        category = categories.get(id_key(annotation.get("category_id")) or "")
+        changes = {"image_id": image["id"]} | ({"category_id": category["id"]} if category else {})
+        if any(type(repaired[k]) is not type(v) or repaired[k] != v for k, v in changes.items()):
+            repaired = {**repaired, **changes}
+            report.add("image_id or category_id of another type: made that of the list", name)
+        if own_key is not None:
+            used.setdefault(own_key, annotation)
         kept.append(repaired)
     return kept
 
 
-def _repair_box(box: object, image: dict) -> tuple[list[float] | None, str | None]:
-    """The box (XYWH) inside its image, None if nothing is left of it, and the problem if there is one."""
-    if (
-        not isinstance(box, list)
-        or len(box) != 4
-        or not all(isinstance(v, int | float) and math.isfinite(v) for v in box)
-    ):
-        return None, "box is not four finite numbers: left out"
-    x, y, width, height = box
-    if width <= 0 or height <= 0:
-        return None, "box of no area: left out"
-    x0, y0 = max(x, 0), max(y, 0)
-    x1, y1 = min(x + width, image["width"]), min(y + height, image["height"])
-    if x1 <= x0 or y1 <= y0:
-        return None, "box outside of its image: left out"
-    outside = max(x0 - x, y0 - y, x + width - x1, y + height - y1)
-    if outside <= CLIP_TOLERANCE:
-        return box, None
-    return [x0, y0, x1 - x0, y1 - y0], "box partly outside of its image: clipped"
-
-
-def _check_category_ids(annotations: list[dict], category_ids: set, json_file: str) -> None:
-    unknown = Counter(a.get("category_id") for a in annotations if a.get("category_id") not in category_ids)
+def _check_category_ids(annotations: list[dict], categories: dict[str, dict], json_file: str) -> None:
+    known = {category["id"] for category in categories.values()}
+    unknown = Counter(
+        str(a.get("category_id"))
+        for a in annotations
+        if type(a.get("category_id")) is not int or a["category_id"] not in known
+    )
     if unknown:
-        ids = ", ".join(str(i) for i in list(unknown)[:10])
+        ids = ", ".join(each[:50] for each in list(unknown)[:10])
         raise AnnotationError(
             f"{sum(unknown.values())} annotations of {json_file} have category ids ({ids}) that its "
-            f"'categories' do not define ({', '.join(str(i) for i in sorted(category_ids, key=str)[:10])}, ...)."
+            f"'categories' do not define ({', '.join(list(categories)[:10])}, ...)."
         )
 
 

@@ -134,11 +134,22 @@ def _index_file(root: str) -> Path:
 def _read_index(root: str) -> dict[str, _Entry]:
     try:
         index = json.loads(_index_file(root).read_text(encoding="ascii"))
-        if index["root"] != root:
-            return {}
-        return {folder: tuple(entry) for folder, entry in index["folders"].items()}
+        folders = {folder: tuple(entry) for folder, entry in index["folders"].items()}
+        return folders if index["root"] == root and all(map(_is_entry, folders.values())) else {}
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError):
         return {}  # none yet, or damaged: the folders are read instead
+
+
+def _is_entry(entry: tuple) -> bool:
+    """Whether what was read has the form of an :data:`_Entry` and names nothing outside of its folder."""
+    if (
+        len(entry) != 3
+        or not isinstance(entry[0], int)
+        or not all(isinstance(each, list) for each in entry[1:])
+    ):
+        return False
+    names = (*entry[1], *entry[2])
+    return all(isinstance(name, str) and name not in ("", ".", "..") and "/" not in name for name in names)
 
 
 def _write_index(root: str, tree: dict[str, _Entry]) -> None:

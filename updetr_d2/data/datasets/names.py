@@ -14,6 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_datas
 from torch.utils.data import ConcatDataset
 
 from updetr_d2.data.datasets.image_folder import existing_folder, load_image_folder
+from updetr_d2.data.datasets.pascal_voc import load_voc
 
 # Evaluator of data sets without labels: how well are random patches found again?
 QUERY_PATCH_EVALUATOR = "query_patch"
@@ -60,6 +61,9 @@ def ensure_registered(names: Iterable[str]) -> None:
     """
     for name in names:
         if name in DatasetCatalog:
+            if MetadataCatalog.get(name).get("evaluator_type") == "pascal_voc":
+                DatasetCatalog.pop(name)
+                DatasetCatalog.register(name, functools.partial(load_voc, name))
             continue
         prefix, separator, argument = name.partition(":")
         if not separator or prefix not in _SOURCES:

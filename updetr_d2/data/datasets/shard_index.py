@@ -11,7 +11,6 @@ import os
 import tarfile
 from pathlib import Path
 from typing import IO, Any, NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 from detectron2.utils.file_io import PathHandler, PathManager
@@ -136,17 +135,30 @@ def _cache_file(shard: str) -> Path | None:
 
 
 def _read(path: Path | None, stamp: list[int]) -> ShardIndex | None:
-    """Read an index; None if there is none, it is of another file, or damaged."""
-    if path is None or not path.exists():
+    """Read an index; None if there is none, it is of another file, damaged, or not as :func:`scan` makes it."""
+    if path is None or not path.is_file():
         return None
     try:
         with np.load(path, allow_pickle=False) as file:
             if file["stamp"].tolist() != stamp:
                 return None
             names = os.fsdecode(file["names"].tobytes()).split("\0") if file["names"].size else []
-            return ShardIndex(names, file["offsets"], file["sizes"], str(file["problem"]))
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+            index = ShardIndex(names, file["offsets"], file["sizes"], str(file["problem"]))
+    except Exception:  # damaged archives raise errors of every kind
         return None
+    return index if _is_sound(index, length=stamp[0]) else None
+
+
+def _is_sound(index: ShardIndex, *, length: int) -> bool:
+    """Whether every entry can be an image of an archive of ``length`` bytes: others may have written the index."""
+    names, offsets, sizes, _ = index
+    if not all(isinstance(each, np.ndarray) and each.dtype == np.int64 for each in (offsets, sizes)):
+        return False
+    if not offsets.shape == sizes.shape == (len(names),) or not all(map(_is_image, names)):
+        return False
+    in_order = np.all(offsets[1:] > offsets[:-1]) and np.all(offsets % tarfile.BLOCKSIZE == 0)
+    inside = np.all(offsets >= tarfile.BLOCKSIZE) and np.all(sizes >= 0) and np.all(sizes <= length - offsets)
+    return bool(in_order and inside)
 
 
 def _fits(shard: str, index: ShardIndex) -> bool:

@@ -12,6 +12,8 @@ from detectron2.utils.file_io import PathManager
 from PIL import ExifTags, Image, ImageOps
 from torchvision.io import ImageReadMode, decode_jpeg
 
+from updetr_d2.utils.files import refuse_special_file
+
 # Formats that are decoded, whatever the extension says. Others of Pillow's stay closed on purpose: some
 # start external programs (EPS) and none is used for photographs. JPEG includes the MPO files of phones.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
@@ -52,6 +54,7 @@ def read_image_rgb(file_name: str, *, min_side: int = 1) -> np.ndarray:
         UnusableImageError: if the file cannot be read, is damaged, too small or a decompression bomb.
     """
     try:
+        refuse_special_file(file_name)
         with PathManager.open(file_name, "rb") as file:
             content = file.read()
     except OSError as error:
@@ -73,6 +76,24 @@ def read_image_rgb(file_name: str, *, min_side: int = 1) -> np.ndarray:
     raise UnusableImageError(
         file_name, f"has {width}x{height} px, less than INPUT.MIN_IMAGE_SIDE = {min_side} on one side"
     )
+
+
+def read_image_size(file_name: str) -> tuple[int, int]:
+    """Width and height (px) of an upright image, from its header alone.
+
+    Raises:
+        UnusableImageError: if the file cannot be read or is no image.
+    """
+    try:
+        refuse_special_file(file_name)
+        with warnings.catch_warnings(), PathManager.open(file_name, "rb") as file:
+            warnings.simplefilter("ignore")
+            image = Image.open(file, formats=_FORMATS)
+            width, height = image.size
+            orientation = _orientation(image)
+    except Exception as error:  # damaged files make Pillow raise nearly anything
+        raise UnusableImageError(file_name, f"cannot be read ({error})") from error
+    return (height, width) if orientation >= 5 else (width, height)  # 5 to 8 are turned by 90 degrees
 
 
 def to_tensor(image: np.ndarray, image_format: str) -> torch.Tensor:
@@ -99,7 +120,7 @@ def stack_to_tensor(images: Sequence[np.ndarray], image_format: str) -> torch.Te
 
 def _decode(image: Image.Image, content: bytes) -> np.ndarray:
     """Turn an opened image into upright uint8 H×W×3 RGB; ``content`` is its file."""
-    if image.format == "JPEG" and image.mode == "RGB" and _is_upright(image):
+    if image.format == "JPEG" and image.mode == "RGB" and _orientation(image) == 1:
         # The same library and pixels as Pillow's without its detour over four bytes a pixel: 1.5 times as fast.
         # Whatever it refuses gets its chance, or its error message, from Pillow.
         with contextlib.suppress(RuntimeError):
@@ -117,11 +138,13 @@ def _decode(image: Image.Image, content: bytes) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def _is_upright(image: Image.Image) -> bool:
+def _orientation(image: Image.Image) -> int:
+    """EXIF's number, 1 if there is none."""
     try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # broken EXIF data count as none
-        return True
+        return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
 def _is_16_bit(image: Image.Image) -> bool:
