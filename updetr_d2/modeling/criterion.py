@@ -74,7 +74,8 @@ class SetCriterion(nn.Module):
     Args:
         terms: what is computed of outputs that have it.
         matcher: callable (logits, boxes, targets) -> :class:`Matches`.
-        weights: weight of each loss by name, such as ``{"loss_ce": 1, "loss_bbox": 5, "loss_giou": 2}``.
+        weights: weight of each loss by name, such as ``{"loss_ce": 1, "loss_bbox": 5, "loss_giou": 2}``;
+            1 for others.
         deep_supervision: losses on every decoder layer instead of the last only.
     """
 
@@ -140,7 +141,7 @@ class SetCriterion(nn.Module):
             if not term.applies(outputs):
                 continue
             for name, values in term(outputs, targets, matches, num_boxes).items():
-                *before, last = (self.weights[name] * values).unbind()
+                *before, last = (self.weights.get(name, 1.0) * values).unbind()
                 weighted[f"{name}{suffix}"] = last
                 weighted.update({f"{name}{suffix}_{i}": value for i, value in enumerate(before)})
         return weighted

@@ -30,6 +30,7 @@ class Outputs:
         masks: mask logits ``[B, N, h, w]`` of the last layer, or None.
         patch_features: CNN features ``[B, M, D]`` of the query patches, or None.
         auxiliary: predictions that are trained as well and not used at inference, by the suffix of their losses.
+        extra: what a task of its own predicts beside them ``[L, B, N, *]``, by name.
     """
 
     logits: Tensor
@@ -38,14 +39,16 @@ class Outputs:
     masks: LazyTensor | None = None
     patch_features: Tensor | None = None
     auxiliary: dict[str, "AuxiliaryOutputs"] = field(default_factory=dict)
+    extra: dict[str, Tensor] = field(default_factory=dict)
 
     def last_layer(self) -> "Outputs":
-        """The same with the last decoder layer's logits and boxes only."""
-        return dataclasses.replace(self, logits=self.logits[-1:], boxes=self.boxes[-1:])
+        """The same with the logits, boxes and extra predictions of the last decoder layer only."""
+        extra = {name: values[-1:] for name, values in self.extra.items()}
+        return dataclasses.replace(self, logits=self.logits[-1:], boxes=self.boxes[-1:], extra=extra)
 
     def as_dict(self) -> dict[str, Tensor]:
         """All values, computed: ``pred_logits``, ``pred_boxes`` and, where there are any, ``pred_features``,
-        ``patch_features``, ``pred_masks``."""
+        ``patch_features``, ``pred_masks``, ``pred_NAME`` of everything extra."""
         values = {"pred_logits": self.logits, "pred_boxes": self.boxes}
         if self.features is not None:
             values["pred_features"] = self.features[:]
@@ -53,6 +56,7 @@ class Outputs:
             values["patch_features"] = self.patch_features
         if self.masks is not None:
             values["pred_masks"] = self.masks[:]
+        values.update({f"pred_{name}": extra for name, extra in self.extra.items()})
         return values
 
 

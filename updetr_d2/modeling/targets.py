@@ -1,6 +1,6 @@
 """Ground truth of a batch in the one padded form that matcher and criterion share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from detectron2.structures import BitMasks, Instances
@@ -20,6 +20,7 @@ class BatchTargets:
         masks: bool ``[B, T, H, W]`` of the padded images, False on padding, or None.
         features: ``[B, T, D]`` features to reconstruct, or None.
         group_size: G if target j may be matched by the queries j·G to (j + 1)·G − 1 only; None for any query.
+        extra: what a task of its own learns beside them ``[B, T, *]``, by name.
     """
 
     labels: Tensor
@@ -28,6 +29,7 @@ class BatchTargets:
     masks: Tensor | None = None
     features: Tensor | None = None
     group_size: int | None = None
+    extra: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def from_instances(cls, instances: list[Instances], device: torch.device) -> "BatchTargets":
