@@ -24,6 +24,7 @@ from updetr_d2.checkpoint.run_files import check_writable
 from updetr_d2.config.files import find_config_file, merge_config_file
 from updetr_d2.data.datasets.names import ensure_registered
 from updetr_d2.engine.launch import launch
+from updetr_d2.engine.run_lock import lock_output_dir
 from updetr_d2.engine.trainer import UPDETRTrainer, kept_config
 from updetr_d2.tasks import check_config, task_of
 
@@ -48,6 +49,8 @@ def setup(args: Namespace) -> CfgNode:
     check_config(cfg)
     if comm.is_main_process():
         check_writable(cfg.OUTPUT_DIR)
+        if not args.eval_only:
+            lock_output_dir(cfg.OUTPUT_DIR)
     with kept_config(cfg.OUTPUT_DIR):
         default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="updetr_d2")

@@ -40,6 +40,11 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
     _sync_folder(path.parent)
 
 
+def printable(name: object) -> str:
+    """A file name that any log can hold: bytes that are not UTF-8 as ``\\xe9``."""
+    return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def refuse_special_file(path: str | Path) -> None:
     """Make sure that reading a path comes to an end.
 

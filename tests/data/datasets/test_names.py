@@ -113,3 +113,14 @@ def test_imagenet_lies_below_detectron2s_folder_of_data_sets(folder, monkeypatch
     assert MetadataCatalog.get("imagenet_val_unlabeled").evaluator_type == "query_patch"
     with pytest.raises(ValueError, match="ImageNet/train' does not exist"):
         DatasetCatalog.get("imagenet_train_unlabeled")
+
+
+@pytest.mark.parametrize("folder", ["me@work", "a@b@c", "plain", "@"])
+def test_paths_may_hold_the_sign_that_parts_them(tmp_path, folder):
+    root = tmp_path / folder
+    (root / "images").mkdir(parents=True)
+    (root / "a.json").touch()
+    location = f"{root}/a.json@{root}/images"
+    assert names.split_location(location, 2) == [f"{root}/a.json", f"{root}/images"]
+    assert names.split_location(f"{location}@{root}", 3) == [f"{root}/a.json", f"{root}/images", str(root)]
+    assert names.split_location("/no/a.json@/no/images", 2) == ["/no/a.json", "/no/images"]

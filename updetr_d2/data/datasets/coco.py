@@ -11,7 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
 from updetr_d2.data.datasets.coco_repair import AnnotationError, read_annotation_file, repair_annotations
-from updetr_d2.data.datasets.names import add_source
+from updetr_d2.data.datasets.names import add_source, split_location
 from updetr_d2.utils.cache import cache_folder, keep_copy
 from updetr_d2.utils.files import write_text
 
@@ -31,13 +31,13 @@ def register_coco(name: str, location: str) -> None:
     Raises:
         ValueError: if the location is of another form, or its files cannot be used.
     """
-    json_file, separator, image_folder = location.rpartition("@")
-    if not separator or not json_file or not image_folder:
+    parts = split_location(location, 2)
+    if len(parts) != 2:
         raise ValueError(
             f"DATASETS: '{name}' must name an annotation file and a folder, as in "
             "coco:/data/train.json@/data/images."
         )
-    json_file, image_folder = (os.path.abspath(os.path.expanduser(p)) for p in (json_file, image_folder))
+    json_file, image_folder = parts
     if not os.path.isdir(image_folder):
         raise ValueError(f"DATASETS: '{name}' names the folder {image_folder}, which does not exist.")
     usable_file, categories = usable_annotation_file(json_file, image_folder)

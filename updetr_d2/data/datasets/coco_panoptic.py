@@ -7,7 +7,7 @@ import os
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from updetr_d2.data.datasets.coco_repair import AnnotationError
-from updetr_d2.data.datasets.names import add_source
+from updetr_d2.data.datasets.names import add_source, split_location
 from updetr_d2.data.datasets.panoptic_annotations import read_panoptic_file
 from updetr_d2.data.datasets.panoptic_classes import PANOPTIC_EVALUATOR, panoptic_metadata
 from updetr_d2.utils.cache import keep_copy
@@ -27,7 +27,7 @@ def register_coco_panoptic_files(name: str, location: str) -> None:
     Raises:
         ValueError: if the location is of another form, or its files cannot be used.
     """
-    parts = [os.path.abspath(os.path.expanduser(part)) for part in location.split("@") if part]
+    parts = split_location(location, 3)
     if len(parts) != 3:
         raise ValueError(f"DATASETS: '{name}' must name a file and two folders, as in {FORM}.")
     json_file, png_folder, image_folder = parts

@@ -5,6 +5,7 @@ Importing the module also registers ``imagenet_train_unlabeled`` and ``imagenet_
 """
 
 import functools
+import itertools
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -73,6 +74,30 @@ def ensure_registered(names: Iterable[str]) -> None:
                 f"forms {forms}."
             )
         _SOURCES[prefix].register(name, argument)
+
+
+def split_location(location: str, num_parts: int) -> list[str]:
+    """The paths of ``FILE@FOLDER@...``, whose own names may hold an ``@``.
+
+    Args:
+        location: ``~`` is understood.
+        num_parts: a file and so many folders less one.
+
+    Returns:
+        absolute paths: the first way of splitting of which all are there, else that at the last ``@``; fewer if
+        the location has not enough of them.
+    """
+    pieces = location.split("@")
+    for cuts in itertools.combinations(range(1, len(pieces)), num_parts - 1):
+        ends = zip((0, *cuts), (*cuts, len(pieces)))
+        file, *folders = (_absolute("@".join(pieces[begin:end])) for begin, end in ends)
+        if os.path.isfile(file) and all(map(os.path.isdir, folders)):
+            return [file, *folders]
+    return [_absolute(part) for part in location.rsplit("@", num_parts - 1) if part]
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def load_dataset_dicts(

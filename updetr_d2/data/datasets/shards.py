@@ -104,6 +104,9 @@ def expand_pattern(pattern: str) -> list[str]:
     Raises:
         ValueError: if the braces do not match, nothing fits the wildcards, or the webdataset package is missing.
     """
+    literal = os.path.abspath(os.path.expanduser(pattern))
+    if os.path.isfile(literal):  # braces and brackets that are part of its name
+        return [literal]
     try:
         from braceexpand import UnbalancedBracesError  # type: ignore[attr-defined]  # not in its stubs
         from webdataset.shardlists import expand_urls

@@ -22,6 +22,7 @@ from updetr_d2.data.datasets.names import DatasetDicts
 from updetr_d2.data.loading.order import PassOrder
 from updetr_d2.data.loading.retry import RetryPolicy, may_pass
 from updetr_d2.data.transforms.image_io import UnusableImageError
+from updetr_d2.utils.files import printable
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ class SkippedFiles:
 
     def add(self, file_name: str, reason: str) -> None:
         self.num_skips += 1
+        file_name, reason = printable(file_name), printable(reason)
         if file_name not in self.reasons:
             self.reasons[file_name] = reason
             logger.warning("Skipping %s: %s", file_name, reason)
