@@ -80,7 +80,7 @@ def cut_query_patches(images: Sequence[str], boxes: Sequence[Sequence[int]], cfg
         raise ValueError(f"{len(images)} --query-image and {len(boxes)} --query-box do not fit together.")
     count = max(len(images), len(boxes))
     needs = task_of(cfg).query_patches(cfg)
-    if needs.limit is not None and count > needs.limit:
+    if needs is not None and needs.limit is not None and count > needs.limit:
         raise ValueError(
             f"The model looks for 1 to {needs.limit} patches at a time ({needs.limit_key}), {count} are named "
             "with --query-image."

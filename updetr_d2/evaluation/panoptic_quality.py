@@ -124,13 +124,13 @@ class PanopticQualityEvaluator(DatasetEvaluator):
         if num_missing:
             logger.warning("%d annotated images have no prediction and are not counted.", num_missing)
         if self._output_dir is not None:
-            self._write(predictions)
+            self._write(predictions, self._output_dir)
         return OrderedDict(panoptic_seg=self._summarize(counts))
 
-    def _write(self, predictions: list[dict]) -> None:
+    def _write(self, predictions: list[dict], output_dir: str) -> None:
         content = read_panoptic_file(PathManager.get_local_path(self._metadata.panoptic_json))
-        PathManager.mkdirs(self._output_dir)
-        path = os.path.join(self._output_dir, "predictions.json")
+        PathManager.mkdirs(output_dir)
+        path = os.path.join(output_dir, "predictions.json")
         write_text(path, json.dumps({**content, "annotations": predictions}))
 
     def _summarize(self, counts: np.ndarray) -> dict[str, float]:

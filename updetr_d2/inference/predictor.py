@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from typing import overload
 
 import numpy as np
 import torch
@@ -151,6 +152,22 @@ class Predictor:
         """
         config_file = find_config_file(os.fspath(config))
         return cls(setup_inference_config(config_file, [*options, "MODEL.WEIGHTS", str(weights)]))
+
+    @overload
+    def __call__(
+        self,
+        images: ImageLike,
+        patches: np.ndarray | Sequence[ImageLike] | None = None,
+        threshold: float = 0.0,
+    ) -> Prediction: ...
+
+    @overload
+    def __call__(
+        self,
+        images: list[ImageLike],
+        patches: np.ndarray | Sequence[ImageLike] | None = None,
+        threshold: float = 0.0,
+    ) -> list[Prediction]: ...
 
     def __call__(
         self,

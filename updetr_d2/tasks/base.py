@@ -21,6 +21,7 @@ from detectron2.utils.registry import Registry
 
 from updetr_d2.config.checks import check_common_config, check_registered
 from updetr_d2.data.datasets.classes import check_class_ids, derive_num_classes
+from updetr_d2.data.datasets.names import DatasetDicts
 from updetr_d2.data.loading.build import load_test_set, load_training_set
 from updetr_d2.evaluation.build import build_dataset_evaluator
 from updetr_d2.tasks.findings import Findings, PredictedClasses, draw_classes
@@ -88,11 +89,11 @@ class Task:
         return cfg if key is None else derive_num_classes(cfg, dataset_names, key=key)
 
     # --- Data ---
-    def training_set(self, cfg: CfgNode) -> Sequence[dict]:
+    def training_set(self, cfg: CfgNode) -> DatasetDicts:
         """The dataset dicts of ``DATASETS.TRAIN``, as far as training may see them."""
         return load_training_set(cfg)
 
-    def check_training_set(self, cfg: CfgNode, dataset_dicts: Sequence[dict]) -> None:
+    def check_training_set(self, cfg: CfgNode, dataset_dicts: DatasetDicts) -> None:
         """Check the labels before the first iteration.
 
         Raises:
@@ -108,12 +109,12 @@ class Task:
             ValueError: naming the data set, and what is wrong.
         """
 
-    def test_set(self, cfg: CfgNode, dataset_name: str) -> Sequence[dict]:
+    def test_set(self, cfg: CfgNode, dataset_name: str) -> DatasetDicts:
         """The dataset dicts that evaluation on one of ``DATASETS.TEST`` goes through."""
         return load_test_set(dataset_name)
 
     def build_mapper(
-        self, cfg: CfgNode, *, is_train: bool, dataset_dicts: Sequence[dict] | None = None
+        self, cfg: CfgNode, *, is_train: bool, dataset_dicts: DatasetDicts | None = None
     ) -> Callable[[dict], dict]:
         """The function from a dataset dict to a sample.
 

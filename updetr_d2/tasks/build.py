@@ -1,10 +1,11 @@
 """The parts of a run as functions of its config; the task of ``MODEL.META_ARCHITECTURE`` chooses them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluator
 
+from updetr_d2.data.datasets.names import DatasetDicts
 from updetr_d2.data.loading import build as loading
 from updetr_d2.tasks.base import task_of
 
@@ -22,7 +23,7 @@ def check_config(cfg: CfgNode) -> None:
 
 
 def build_mapper(
-    cfg: CfgNode, *, is_train: bool, dataset_dicts: Sequence[dict] | None = None
+    cfg: CfgNode, *, is_train: bool, dataset_dicts: DatasetDicts | None = None
 ) -> Callable[[dict], dict]:
     """The mapper from dataset dicts to the samples that the model takes.
 

@@ -1,12 +1,13 @@
 """Detection of the classes of a labelled data set with DETR."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from detectron2.config import CfgNode
 
 from updetr_d2.config.checks import check_detr_config
 from updetr_d2.data.dataset_mappers.detection import DETRDatasetMapper, build_detr_augmentations
 from updetr_d2.data.dataset_mappers.panoptic import PanopticDETRDatasetMapper
+from updetr_d2.data.datasets.names import DatasetDicts
 from updetr_d2.data.datasets.panoptic_classes import is_panoptic
 from updetr_d2.tasks.base import TASKS, Task
 
@@ -16,7 +17,7 @@ class DetectionTask(Task):
     """Boxes of the data set's classes; also the first step of panoptic training, which learns boxes from masks."""
 
     name = "detection"
-    tabs = ("detection",)
+    tabs: tuple[str, ...] = ("detection",)
 
     def check_config(self, cfg: CfgNode) -> None:
         super().check_config(cfg)
@@ -28,7 +29,7 @@ class DetectionTask(Task):
         return "MODEL.DETR.NUM_CLASSES"
 
     def build_mapper(
-        self, cfg: CfgNode, *, is_train: bool, dataset_dicts: Sequence[dict] | None = None
+        self, cfg: CfgNode, *, is_train: bool, dataset_dicts: DatasetDicts | None = None
     ) -> Callable[[dict], dict]:
         from_masks = any(is_panoptic(name) for name in cfg.DATASETS.TRAIN)
         return (PanopticDETRDatasetMapper if from_masks else DETRDatasetMapper)(cfg, is_train)

@@ -70,8 +70,10 @@ class PredictedClasses:
             # Boxes may be of stuff, too, which "separated" metadata do not name among the things.
             metadata = Metadata(**{**metadata.as_dict(), "thing_classes": names})
             return cls(names, list(panoptic.dataset_ids), metadata, panoptic)
-        to_contiguous = metadata.get("thing_dataset_id_to_contiguous_id") or {i: i for i in range(len(names))}
-        return cls(names, sorted(to_contiguous, key=to_contiguous.get), metadata)
+        to_contiguous: dict[int, int] = metadata.get("thing_dataset_id_to_contiguous_id") or {
+            i: i for i in range(len(names))
+        }
+        return cls(names, sorted(to_contiguous, key=to_contiguous.__getitem__), metadata)
 
     def name(self, class_id: int) -> str:
         return self.names[class_id] if class_id < len(self.names) else f"class {class_id}"

@@ -1,6 +1,6 @@
 """One-shot detection: the objects of the class that the query patches show."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ from detectron2.evaluation import DatasetEvaluator
 
 from updetr_d2.data.dataset_mappers.oneshot import OneShotDatasetMapper
 from updetr_d2.data.datasets.classes import class_names
+from updetr_d2.data.datasets.names import DatasetDicts
 from updetr_d2.data.oneshot import queries
 from updetr_d2.data.oneshot.splits import class_split
 from updetr_d2.evaluation.oneshot import OneShotEvaluator
@@ -27,14 +28,14 @@ class OneShotTask(DetectionTask):
     def num_classes_key(self, cfg: CfgNode) -> str | None:
         return None  # the one class is "matches the query"
 
-    def training_set(self, cfg: CfgNode) -> Sequence[dict]:
+    def training_set(self, cfg: CfgNode) -> DatasetDicts:
         return queries.training_images(cfg, super().training_set(cfg))
 
-    def test_set(self, cfg: CfgNode, dataset_name: str) -> Sequence[dict]:
+    def test_set(self, cfg: CfgNode, dataset_name: str) -> DatasetDicts:
         return queries.evaluation_queries(cfg, dataset_name, super().test_set(cfg, dataset_name))
 
     def build_mapper(
-        self, cfg: CfgNode, *, is_train: bool, dataset_dicts: Sequence[dict] | None = None
+        self, cfg: CfgNode, *, is_train: bool, dataset_dicts: DatasetDicts | None = None
     ) -> Callable[[dict], dict]:
         return OneShotDatasetMapper(cfg, is_train, dataset_dicts)
 

@@ -6,6 +6,7 @@ from detectron2.config import CfgNode
 
 from updetr_d2.data.dataset_mappers.panoptic import PanopticDETRDatasetMapper
 from updetr_d2.data.datasets.classes import check_masks, derive_num_things
+from updetr_d2.data.datasets.names import DatasetDicts
 from updetr_d2.tasks.base import TASKS
 from updetr_d2.tasks.detection import DetectionTask
 
@@ -28,6 +29,6 @@ class PanopticTask(DetectionTask):
         check_masks(dataset_dicts, f"DATASETS.TEST '{dataset_name}'", all_of_them=True)
 
     def build_mapper(
-        self, cfg: CfgNode, *, is_train: bool, dataset_dicts: Sequence[dict] | None = None
+        self, cfg: CfgNode, *, is_train: bool, dataset_dicts: DatasetDicts | None = None
     ) -> Callable[[dict], dict]:
         return PanopticDETRDatasetMapper(cfg, is_train)

@@ -1,7 +1,7 @@
 """UP-DETR's pre-training: find random query patches of unlabelled images."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from detectron2.utils import comm
 
 from updetr_d2.config.checks import check_detr_config
 from updetr_d2.data.dataset_mappers.query_patch import QueryPatchDatasetMapper
+from updetr_d2.data.datasets.names import DatasetDicts
 from updetr_d2.evaluation.query_patch import QueryPatchEvaluator
 from updetr_d2.tasks.base import TASKS, QueryPatches, Task
 from updetr_d2.tasks.build import build_test_loader
@@ -37,7 +38,7 @@ class PretrainingTask(Task):
         return None
 
     def build_mapper(
-        self, cfg: CfgNode, *, is_train: bool, dataset_dicts: Sequence[dict] | None = None
+        self, cfg: CfgNode, *, is_train: bool, dataset_dicts: DatasetDicts | None = None
     ) -> Callable[[dict], dict]:
         return QueryPatchDatasetMapper(cfg, is_train)
 
@@ -72,6 +73,8 @@ class PretrainingTask(Task):
         patches: np.ndarray | None = None,
         picture_scale: float = 1.0,
     ) -> Findings:
+        if patches is None:
+            raise ValueError("A UPDETR looks for query patches: say which ones it was given.")
         return draw_patches(output, image, patches, threshold=threshold)
 
 

@@ -1,6 +1,7 @@
 """Make one sample of object detection, with the augmentation of DETR (Carion et al., ECCV 2020, Appendix A.4)."""
 
 import copy
+from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -43,7 +44,7 @@ class DETRDatasetMapper:
         self.mask_on = mask_on
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
         return {
             "is_train": is_train,
             "augmentations": build_detr_augmentations(cfg, is_train),
@@ -81,9 +82,9 @@ class DETRDatasetMapper:
         dataset_dict["image"] = to_tensor(image, self.image_format)
         return dataset_dict
 
-    def _pop_labels(self, dataset_dict: dict) -> list[dict]:
+    def _pop_labels(self, dataset_dict: dict) -> dict[str, Any]:
         """Take out of the dataset dict what :meth:`_make_instances` needs."""
-        return dataset_dict.pop("annotations", [])
+        return {"annotations": dataset_dict.pop("annotations", [])}
 
     @staticmethod
     def _read_image(dataset_dict: dict) -> np.ndarray:
@@ -99,13 +100,13 @@ class DETRDatasetMapper:
 
     def _make_instances(
         self,
-        annotations: list[dict],
+        labels: dict[str, Any],
         transforms: T.TransformList,
         original_size: tuple[int, int],
         image_size: tuple[int, int],
     ) -> Instances:
         kept = []
-        for annotation in annotations:
+        for annotation in labels["annotations"]:
             if annotation.get("iscrowd", 0):
                 continue
             annotation.pop("keypoints", None)

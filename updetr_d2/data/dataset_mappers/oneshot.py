@@ -1,12 +1,13 @@
 """Make one sample of one-shot detection: an image, query patches of one class, all objects of this class."""
 
 import math
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode, configurable
 
 from updetr_d2.data.dataset_mappers.detection import DETRDatasetMapper
+from updetr_d2.data.datasets.names import DatasetDicts
 from updetr_d2.data.oneshot.queries import QueryBox, QueryPool, build_query_pool, objects_of
 from updetr_d2.data.transforms.image_io import UnusableImageError, read_image_rgb, stack_to_tensor
 from updetr_d2.data.transforms.resize import resize_uint8
@@ -36,7 +37,7 @@ class OneShotDatasetMapper(DETRDatasetMapper):
         absent_share: float = 0.0,
         context_margin: float = 0.0,
         patch_size: int = 128,
-        **detection_args,
+        **detection_args: Any,
     ) -> None:
         super().__init__(**detection_args)
         if num_shots < 1 or not 0 <= absent_share <= 1 or context_margin < 0:
@@ -52,18 +53,28 @@ class OneShotDatasetMapper(DETRDatasetMapper):
 
     @classmethod
     def from_config(
-        cls, cfg: CfgNode, is_train: bool = True, dataset_dicts: Sequence[dict] | None = None
-    ) -> dict:
+        cls, cfg: CfgNode, is_train: bool = True, dataset_dicts: DatasetDicts | None = None
+    ) -> dict[str, Any]:
         """
         Args:
             cfg: ``DATASETS.ONESHOT`` and the keys of :class:`DETRDatasetMapper` are read.
             is_train: whether the samples have labels.
             dataset_dicts: for training, the result of :func:`updetr_d2.data.oneshot.queries.training_images`.
+
+        Raises:
+            ValueError: if they are missing in training.
         """
         oneshot = cfg.DATASETS.ONESHOT
+        query_pool = None
+        if is_train:
+            if dataset_dicts is None:
+                raise ValueError(
+                    "One-shot training needs dataset_dicts, which the query patches are cut from."
+                )
+            query_pool = build_query_pool(cfg, dataset_dicts)
         return {
             **super().from_config(cfg, is_train),
-            "query_pool": build_query_pool(cfg, dataset_dicts) if is_train else None,
+            "query_pool": query_pool,
             "num_shots": oneshot.NUM_SHOTS,
             "absent_share": oneshot.ABSENT_SHARE,
             "context_margin": oneshot.CONTEXT_MARGIN,
@@ -85,23 +96,21 @@ class OneShotDatasetMapper(DETRDatasetMapper):
             UnusableImageError: if the image or that of a query cannot be used, or an image for training has
                 no class that can be queried.
         """
-        if self.is_train:
-            dataset_dict = self._add_query(dataset_dict)
+        if self.query_pool is not None:
+            dataset_dict = self._add_query(dataset_dict, self.query_pool)
         sample = super().__call__(dataset_dict)
         patches = [self._cut_patch(query) for query in sample.pop("queries")]
         sample["patches"] = stack_to_tensor(patches, self.image_format)
         return sample
 
-    def _add_query(self, dataset_dict: dict) -> dict:
+    def _add_query(self, dataset_dict: dict, query_pool: QueryPool) -> dict:
         """Draw a query; of the annotations those of its class are left, as class 0."""
         rng = np.random.default_rng(np.random.randint(2**32, size=4, dtype=np.uint32))
         file_name, annotations = str(dataset_dict["file_name"]), dataset_dict["annotations"]
         # Crowds count as present: whether their class is absent cannot be said.
         shown = {each["category_id"] for each in annotations}
-        absent = [each for each in self.query_pool.classes if each not in shown]
-        present = sorted(
-            each for each in objects_of(annotations) if self.query_pool.has_query(each, file_name)
-        )
+        absent = [each for each in query_pool.classes if each not in shown]
+        present = sorted(each for each in objects_of(annotations) if query_pool.has_query(each, file_name))
         choices = absent if absent and rng.random() < self.absent_share else present
         if not choices:
             raise UnusableImageError(
@@ -116,7 +125,7 @@ class OneShotDatasetMapper(DETRDatasetMapper):
                 {**each, "category_id": 0} for each in annotations if each["category_id"] == query_class
             ],
             "query_class": query_class,
-            "queries": self.query_pool.draw(rng, query_class, file_name, self.num_shots),
+            "queries": query_pool.draw(rng, query_class, file_name, self.num_shots),
         }
 
     def _cut_patch(self, query: QueryBox) -> np.ndarray:

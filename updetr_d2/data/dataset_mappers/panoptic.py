@@ -36,13 +36,13 @@ class PanopticDETRDatasetMapper(DETRDatasetMapper):
     """
 
     @configurable
-    def __init__(self, *, num_thing_classes: int = 0, ignore_label: int = 255, **detection_args) -> None:
+    def __init__(self, *, num_thing_classes: int = 0, ignore_label: int = 255, **detection_args: Any) -> None:
         super().__init__(**detection_args, mask_on=True)
         self.num_thing_classes = num_thing_classes
         self.ignore_label = ignore_label
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
         args = super().from_config(cfg, is_train)
         del args["mask_on"]
         if is_train:
@@ -80,7 +80,9 @@ class PanopticDETRDatasetMapper(DETRDatasetMapper):
             gt_classes=torch.tensor([class_id for _, class_id in segments], dtype=torch.int64),
         )
 
-    def _stuff_segments(self, file_name: str, transforms, original_size) -> Segments:
+    def _stuff_segments(
+        self, file_name: str, transforms: T.TransformList, original_size: tuple[int, int]
+    ) -> Segments:
         """One segment for each stuff class; label 0 is all things together, as Detectron2 prepares the files."""
         labels = transforms.apply_segmentation(_read_label_image(file_name, original_size))
         for label in np.unique(labels).tolist():
@@ -88,7 +90,9 @@ class PanopticDETRDatasetMapper(DETRDatasetMapper):
                 yield labels == label, self.num_thing_classes + label - 1
 
 
-def _panoptic_segments(labels: dict[str, Any], transforms, original_size) -> Segments:
+def _panoptic_segments(
+    labels: dict[str, Any], transforms: T.TransformList, original_size: tuple[int, int]
+) -> Segments:
     file_name = labels["pan_seg_file_name"]
     encoded = _check_size(read_panoptic_png(file_name), original_size, file_name)
     # Transformed as the 8-bit colors that it is: Pillow's nearest neighbor keeps every id.
@@ -98,7 +102,9 @@ def _panoptic_segments(labels: dict[str, Any], transforms, original_size) -> Seg
             yield ids == segment["id"], segment["category_id"]
 
 
-def _annotated_instances(annotations: Iterable[dict], transforms, original_size) -> Segments:
+def _annotated_instances(
+    annotations: Iterable[dict], transforms: T.TransformList, original_size: tuple[int, int]
+) -> Segments:
     for annotation in annotations:
         if not annotation.get("iscrowd", 0) and annotation.get("segmentation"):
             mask = _decode(annotation["segmentation"], original_size)

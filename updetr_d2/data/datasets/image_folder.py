@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from torch.utils.data import Dataset
@@ -43,6 +44,9 @@ class ImageFolder(Dataset):
     def __getitem__(self, index: int) -> dict[str, str]:
         name = self._names[index]
         return {"file_name": os.path.join(self.root, name), "image_id": name}
+
+    def __iter__(self) -> Iterator[dict[str, str]]:
+        return (self[i] for i in range(len(self)))
 
 
 def load_image_folder(root: str) -> ImageFolder:

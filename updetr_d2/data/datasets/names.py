@@ -7,7 +7,7 @@ Importing the module also registers ``imagenet_train_unlabeled`` and ``imagenet_
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,6 +27,15 @@ class DatasetDicts(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> dict: ...
+
+    def __iter__(self) -> Iterator[dict]: ...
+
+
+class JoinedDatasetDicts(ConcatDataset):
+    """Dataset dicts of several data sets, one after the other."""
+
+    def __iter__(self) -> Iterator[dict]:
+        return (self[i] for i in range(len(self)))
 
 
 @dataclass(frozen=True)
@@ -124,7 +133,7 @@ def load_dataset_dicts(
         if any(MetadataCatalog.get(name).get("evaluator_type") == QUERY_PATCH_EVALUATOR for name in names):
             # Detectron2 can neither mix lists and data sets nor labelled and unlabelled images.
             parts = [get_detection_dataset_dicts(name, filter_empty=filter_empty) for name in names]
-            dataset_dicts = parts[0] if len(parts) == 1 else ConcatDataset(parts)
+            dataset_dicts = parts[0] if len(parts) == 1 else JoinedDatasetDicts(parts)
         else:
             dataset_dicts = get_detection_dataset_dicts(list(names), filter_empty=filter_empty)
     except AssertionError as error:  # Detectron2's way of saying that a data set is empty

@@ -9,6 +9,7 @@ import glob
 import logging
 import os
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -61,6 +62,9 @@ class ShardedImages(Dataset):
             "file_name": member_url(shard, name, self._offsets[index], self._sizes[index]),
             "image_id": f"{os.path.relpath(shard, self._folder)}::{name}",
         }
+
+    def __iter__(self) -> Iterator[dict[str, str]]:
+        return (self[i] for i in range(len(self)))
 
 
 def load_shards(pattern: str) -> ShardedImages:

@@ -9,15 +9,13 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList
 from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
-from torch.utils.data import Dataset
 
-from updetr_d2.data.datasets.names import load_dataset_dicts
+from updetr_d2.data.datasets.names import DatasetDicts, load_dataset_dicts
 from updetr_d2.data.loading.retry import RetryPolicy
 from updetr_d2.data.loading.samples import (
     Mapper,
     SkippedFiles,
     StreamDataset,
-    StreamSample,
     StreamSampler,
     TolerantDataset,
     block_sizes,
@@ -30,7 +28,7 @@ logger = logging.getLogger(__name__)
 _PREFETCHED_BATCHES = 2
 
 
-def load_training_set(cfg: CfgNode) -> Sequence[dict]:
+def load_training_set(cfg: CfgNode) -> DatasetDicts:
     """Load the dataset dicts of ``DATASETS.TRAIN``.
 
     Raises:
@@ -39,7 +37,7 @@ def load_training_set(cfg: CfgNode) -> Sequence[dict]:
     return load_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
 
 
-def load_test_set(dataset_name: str) -> Sequence[dict]:
+def load_test_set(dataset_name: str) -> DatasetDicts:
     """Load the dataset dicts of a data set of ``DATASETS.TEST``.
 
     Raises:
@@ -64,7 +62,7 @@ def images_per_process(cfg: CfgNode) -> int:
 
 
 def build_train_loader(
-    cfg: CfgNode, *, mapper: Mapper, dataset_dicts: Sequence[dict] | None = None
+    cfg: CfgNode, *, mapper: Mapper, dataset_dicts: DatasetDicts | None = None
 ) -> "TrainLoader":
     """Build the endless loader of this process's share of each batch.
 
@@ -100,7 +98,7 @@ def build_test_loader(
     dataset_name: str,
     *,
     mapper: Mapper,
-    dataset_dicts: Sequence[dict] | None = None,
+    dataset_dicts: DatasetDicts | None = None,
     batch_size: int = 1,
     split: bool = True,
 ) -> "TestLoader":
@@ -151,7 +149,7 @@ class TrainLoader:
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: DatasetDicts,
         mapper: Mapper,
         *,
         batch_size: int,
@@ -209,7 +207,7 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[list[dict]]:
         replayed = set(self._pending)
-        buckets: dict[bool, list[StreamSample]] = {False: [], True: []}
+        buckets: dict[bool, list[tuple[int, dict]]] = {False: [], True: []}
         for loaded in self._load():
             for skipped in loaded.skipped:
                 self.skipped_files.add(*skipped)
@@ -223,10 +221,10 @@ class TrainLoader:
                 self._pending.append(loaded.position)
                 self._next_position = loaded.position + comm.get_world_size()
             bucket = buckets[self.group_by_aspect_ratio and _is_wide(loaded.sample)]
-            bucket.append(loaded)
+            bucket.append((loaded.position, loaded.sample))
             if len(bucket) == self.batch_size:
-                batch = [each.sample for each in bucket]
-                given = {each.position for each in bucket}
+                batch = [sample for _, sample in bucket]
+                given = {position for position, _ in bucket}
                 bucket.clear()
                 self._pending = [position for position in self._pending if position not in given]
                 yield batch
@@ -272,7 +270,7 @@ class TestLoader:
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: DatasetDicts,
         mapper: Mapper,
         indices: Sequence[int],
         *,
@@ -309,7 +307,7 @@ class TestLoader:
             yield batch
 
 
-def _compact(dataset_dicts: Sequence[dict]) -> Dataset:
+def _compact(dataset_dicts: DatasetDicts) -> DatasetDicts:
     """Lists become one array that the workers share; data sets of other kinds stay as they are."""
     if isinstance(dataset_dicts, list):
         return DatasetFromList(dataset_dicts, copy=False)

@@ -112,7 +112,7 @@ class StreamSampler(Sampler):
         seed: int,
         world_size: int,
         start: int,
-        replay: tuple[int, ...] = (),
+        replay: Sequence[int] = (),
         block_sizes: Sequence[int] | None = None,
         mixed_blocks: int = 0,
     ) -> None:

@@ -8,7 +8,7 @@ import logging
 import os
 import zlib
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 
 from updetr_d2.data.datasets.classes import class_names
+from updetr_d2.data.datasets.names import DatasetDicts
 from updetr_d2.data.datasets.pascal_voc import difficult_flags
 from updetr_d2.data.oneshot.splits import class_split
 
@@ -41,7 +42,7 @@ class QueryPool:
         same_image: whether a query for an image may come from this image.
     """
 
-    def __init__(self, dataset_dicts: Sequence[dict], *, min_side: float, same_image: bool) -> None:
+    def __init__(self, dataset_dicts: DatasetDicts, *, min_side: float, same_image: bool) -> None:
         self.same_image = same_image
         # As arrays, which loader workers share without copying.
         self._files = np.array([str(each["file_name"]) for each in dataset_dicts])
@@ -97,7 +98,7 @@ class QueryPool:
         return int(first), int(last)
 
 
-def build_query_pool(cfg: CfgNode, dataset_dicts: Sequence[dict]) -> QueryPool:
+def build_query_pool(cfg: CfgNode, dataset_dicts: DatasetDicts) -> QueryPool:
     return QueryPool(
         dataset_dicts,
         min_side=cfg.INPUT.QUERY_PATCH.MIN_SIZE,
@@ -105,7 +106,7 @@ def build_query_pool(cfg: CfgNode, dataset_dicts: Sequence[dict]) -> QueryPool:
     )
 
 
-def training_images(cfg: CfgNode, dataset_dicts: Sequence[dict]) -> list[dict]:
+def training_images(cfg: CfgNode, dataset_dicts: DatasetDicts) -> list[dict]:
     """Leave only what one-shot training may see.
 
     Args:
@@ -148,7 +149,7 @@ def objects_of(annotations: Collection[dict]) -> dict[int, int]:
     return Counter(each["category_id"] for each in annotations if not each.get("iscrowd", 0))
 
 
-def evaluation_images(dataset_name: str, dataset_dicts: Sequence[dict]) -> list[dict]:
+def evaluation_images(dataset_name: str, dataset_dicts: DatasetDicts) -> list[dict]:
     """The dataset dicts with VOC's difficult objects as ``iscrowd``: ignored, neither missed nor false."""
     metadata = MetadataCatalog.get(dataset_name)
     if metadata.get("evaluator_type") != "pascal_voc":
@@ -168,7 +169,7 @@ def evaluation_images(dataset_name: str, dataset_dicts: Sequence[dict]) -> list[
     ]
 
 
-def evaluation_queries(cfg: CfgNode, dataset_name: str, dataset_dicts: Sequence[dict]) -> list[dict]:
+def evaluation_queries(cfg: CfgNode, dataset_name: str, dataset_dicts: DatasetDicts) -> list[dict]:
     """Every test image with every class present in it, ``TEST.ONESHOT.NUM_QUERIES`` times.
 
     The query patches come from the test set and depend on ``TEST.ONESHOT.SEED``, the image and the class alone.

@@ -101,7 +101,7 @@ def to_tensor(image: np.ndarray, image_format: str) -> torch.Tensor:
     return stack_to_tensor([image], image_format)[0]
 
 
-def stack_to_tensor(images: Sequence[np.ndarray], image_format: str) -> torch.Tensor:
+def stack_to_tensor(images: Sequence[np.ndarray] | np.ndarray, image_format: str) -> torch.Tensor:
     """Turn RGB images into one contiguous tensor.
 
     Args:
