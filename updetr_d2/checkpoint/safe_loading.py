@@ -11,7 +11,7 @@ import pickle
 import re
 import types
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -32,7 +32,9 @@ class _RestrictedUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def _array_from_buffer(buffer: Any, dtype: np.dtype, shape: tuple, order: str) -> np.ndarray:
+def _array_from_buffer(
+    buffer: Any, dtype: np.dtype, shape: tuple, order: Literal["A", "C", "F"]
+) -> np.ndarray:
     """What NumPy names ``_frombuffer`` in pickles of protocol 5; raises ValueError for arrays of objects."""
     return np.frombuffer(buffer, dtype=dtype).reshape(shape, order=order).copy()
 

@@ -67,7 +67,8 @@ def render(runs: dict[str, RunFolder], *, title: str) -> str:
 def describe_run(label: str, run: RunFolder) -> dict:
     """What the template says about one run."""
     recipe = run.recipe(CONFIGS)
-    pictures, problems = {}, list(run.problems)
+    pictures: dict[str, list] = {}
+    problems = list(run.problems)
     for folder, files in run.pictures.items():
         pictures[folder] = []
         for file in files[:MAX_PICTURES]:

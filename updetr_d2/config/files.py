@@ -3,6 +3,7 @@
 import difflib
 import os
 from pathlib import Path
+from typing import IO
 
 import yaml
 from detectron2.config import CfgNode, get_cfg
@@ -51,7 +52,7 @@ class _RegularFiles(CfgNode):
     """Opens regular files only, those named by ``_BASE_`` included."""
 
     @classmethod
-    def _open_cfg(cls, filename: str):
+    def _open_cfg(cls, filename: str) -> IO[str]:
         refuse_special_file(filename)
         return super()._open_cfg(filename)
 

@@ -102,7 +102,7 @@ class Task:
         if (key := self.num_classes_key(cfg)) is not None:
             check_class_ids(cfg, dataset_dicts, key=key)
 
-    def check_test_set(self, cfg: CfgNode, dataset_name: str, dataset_dicts: Sequence[dict]) -> None:
+    def check_test_set(self, cfg: CfgNode, dataset_name: str, dataset_dicts: DatasetDicts) -> None:
         """Check before the first iteration what evaluation will need of the labels, beside its evaluator.
 
         Raises:

@@ -21,11 +21,11 @@ class PanopticTask(DetectionTask):
     def derive_num_classes(self, cfg: CfgNode, dataset_names: Sequence[str]) -> CfgNode:
         return derive_num_things(super().derive_num_classes(cfg, dataset_names), dataset_names)
 
-    def check_training_set(self, cfg: CfgNode, dataset_dicts: Sequence[dict]) -> None:
+    def check_training_set(self, cfg: CfgNode, dataset_dicts: DatasetDicts) -> None:
         super().check_training_set(cfg, dataset_dicts)
         check_masks(dataset_dicts, f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}")
 
-    def check_test_set(self, cfg: CfgNode, dataset_name: str, dataset_dicts: Sequence[dict]) -> None:
+    def check_test_set(self, cfg: CfgNode, dataset_name: str, dataset_dicts: DatasetDicts) -> None:
         check_masks(dataset_dicts, f"DATASETS.TEST '{dataset_name}'", all_of_them=True)
 
     def build_mapper(

@@ -25,7 +25,8 @@ def decoder_attention(model: DETR, batched_inputs: list[dict]) -> Tensor:
         ``[B, N, h, w]``, each map sums to 1; h and w are those of the transformer's feature map, which
         covers the padded batch.
     """
-    attention: Any = model.transformer.decoder.layers[-1].multihead_attn
+    transformer: Any = model.transformer
+    attention = transformer.decoder.layers[-1].multihead_attn
     seen: dict[str, Any] = {}
 
     def keep_weights(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:

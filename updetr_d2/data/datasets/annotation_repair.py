@@ -6,7 +6,7 @@ never costs a box.
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import pycocotools.mask as mask_util
@@ -61,6 +61,12 @@ class RepairReport:
 
     def _all(self) -> list[tuple[str, int]]:
         return [*self.counts.items(), *self.notes.items()]
+
+
+def numbers(values: Iterable[object]) -> list[float] | None:
+    """All values as numbers, None if one of them is none."""
+    read = [number(value) for value in values]
+    return [value for value in read if value is not None] if None not in read else None
 
 
 def number(value: object) -> float | int | None:
@@ -149,8 +155,8 @@ def repair_box(box: object, image: dict) -> tuple[list[float] | None, str | None
         return None, "box is five numbers, as of a rotated one, not four: left out"
     if not isinstance(box, list) or len(box) != 4:
         return None, "box is not four finite numbers: left out"
-    read = [number(value) for value in box]
-    if None in read:
+    read = numbers(box)
+    if read is None:
         return None, "box is not four finite numbers: left out"
     problem = None if all(map(_is_number, box)) else "box of texts: read as numbers"
     x, y, width, height = read

@@ -17,6 +17,7 @@ from updetr_d2.data.datasets.annotation_repair import (
     id_key,
     is_usable_id,
     number,
+    numbers,
     repair_fields,
     stands_out,
 )
@@ -128,14 +129,15 @@ def _repair_categories(categories: list[dict], json_file: str, report: RepairRep
             f"The 'categories' of {json_file} hold the id {categories[keys.index(None)]['id']}, which is neither "
             "an integer nor a text."
         )
-    doubled = [key for key, count in Counter(keys).items() if count > 1]
+    known = [key for key in keys if key is not None]
+    doubled = [key for key, count in Counter(known).items() if count > 1]
     if doubled:
         raise AnnotationError(f"The 'categories' of {json_file} hold the id {doubled[0]} more than once.")
-    integers = [number(key) if len(key) < 16 else None for key in keys]
+    integers = [number(key) if len(key) < 16 else None for key in known]
     if not all(type(each) is int for each in integers) or len(set(integers)) < len(integers):
-        integers = list(range(1, len(keys) + 1))
+        integers = list(range(1, len(known) + 1))
     repaired = {}
-    for key, category, new_id in zip(keys, categories, integers):
+    for key, category, new_id in zip(known, categories, integers):
         name = category["name"]
         if not isinstance(name, str) or not name:
             report.add("category name is no text: made one", f"{name} (id {category['id']})")
@@ -213,8 +215,8 @@ def _check_box_format(annotations: list[dict], images: dict[str, dict], json_fil
         image = images.get(id_key(annotation.get("image_id")) or "")
         box = annotation.get("bbox")
         if image is not None and isinstance(box, list) and len(box) == 4:
-            read = [number(value) for value in box]
-            if None not in read:
+            read = numbers(box)
+            if read is not None:
                 boxes.append((read, image))
     if len(boxes) < _ENOUGH_BOXES:
         return

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 VOID = 0  # id of pixels without a segment
 # Field -> types that it may have, of each section of a file.
-_FIELDS = {
+_FIELDS: dict[str, dict[str, tuple]] = {
     "images": {"id": (int, str), "file_name": (str,), "height": (int,), "width": (int,)},
     "annotations": {"image_id": (int, str), "file_name": (str,)},
     "categories": {"id": (int,), "name": (str,)},
@@ -146,7 +146,8 @@ def _things_as_instances(content: dict, png_folder: str) -> dict:
     """COCO's instance annotations of the things of panoptic ones."""
     things = [category for category in content["categories"] if category["isthing"]]
     thing_ids = {category["id"] for category in things}
-    annotations, usable = [], set()
+    annotations: list[dict] = []
+    usable = set()
     for annotation in content["annotations"]:
         try:
             annotations += _image_instances(annotation, thing_ids, png_folder)

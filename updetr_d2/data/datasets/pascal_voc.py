@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 
-from updetr_d2.data.datasets.annotation_repair import AnnotationError, flag, number
+from updetr_d2.data.datasets.annotation_repair import AnnotationError, flag, numbers
 from updetr_d2.data.transforms.image_io import UnusableImageError, read_image_size
 
 logger = logging.getLogger(__name__)
+
+_SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
 
@@ -49,22 +51,21 @@ def read_annotation(xml_file: str) -> VOCAnnotation:
         root = ET.parse(xml_file).getroot()
     except (OSError, ET.ParseError, ValueError, LookupError) as error:
         raise AnnotationError(f"The annotation file {xml_file} cannot be read ({error}).") from error
-    sides = [number((root.findtext(f"size/{side}") or "").strip()) for side in ("width", "height")]
+    sides = numbers((root.findtext(f"size/{side}") or "").strip() for side in ("width", "height"))
     objects = []
     for found in root.findall("object"):
         name = (found.findtext("name") or "").strip()
-        box = [
-            number((found.findtext(f"bndbox/{k}") or "").strip()) for k in ("xmin", "ymin", "xmax", "ymax")
-        ]
-        if not name or None in box:
+        box = numbers((found.findtext(f"bndbox/{side}") or "").strip() for side in _SIDES)
+        if not name or box is None:
             raise AnnotationError(
                 f"An object ('{name}') in {xml_file} has no name, or no numbers xmin, ymin, xmax, ymax (bndbox)."
             )
         if box[0] >= box[2] or box[1] >= box[3]:
             logger.warning("%s: a box of no area (%s) is left out.", xml_file, ", ".join(map(str, box)))
             continue
-        objects.append(VOCObject(name, tuple(box), flag(found.findtext("difficult") or "0")))
-    size = None if None in sides or min(sides) < 1 else (math.floor(sides[0]), math.floor(sides[1]))
+        x0, y0, x1, y1 = box
+        objects.append(VOCObject(name, (x0, y0, x1, y1), flag(found.findtext("difficult") or "0")))
+    size = None if sides is None or min(sides) < 1 else (math.floor(sides[0]), math.floor(sides[1]))
     return VOCAnnotation(size, tuple(objects))
 
 
@@ -151,8 +152,8 @@ def write_plain_annotations(dataset_name: str, folder: str | os.PathLike, ids: S
             for key, value in fields.items():
                 ET.SubElement(element, key).text = value
             box = ET.SubElement(element, "bndbox")
-            for key, value in zip(("xmin", "ymin", "xmax", "ymax"), each.box):
-                ET.SubElement(box, key).text = str(round(value))
+            for side, position in zip(_SIDES, each.box):
+                ET.SubElement(box, side).text = str(round(position))
         ET.ElementTree(root).write(os.path.join(folder, f"{image_id}.xml"))
 
 
