@@ -19,6 +19,7 @@ COMMANDS = {command[-1].rpartition("/")[2]: command for command in commands(PAGE
 SMALL = [
     *["MODEL.WEIGHTS", "", "MODEL.DETR.HIDDEN_DIM", "32", "MODEL.DETR.ENC_LAYERS", "1"],
     *["MODEL.DETR.DEC_LAYERS", "2", "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64"],
+    *["MODEL.DETR.NUM_QUERIES", "12", "INPUT.QUERY_PATCH.SIZE", "32", "TEST.VIS_IMAGES", "1"],
     *["INPUT.DETR_CROP.PROB", "0.0", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "2"],
     *["TEST.EVAL_PERIOD", "2", "DATALOADER.NUM_WORKERS", "0"],
 ]
@@ -67,6 +68,7 @@ def test_the_page_has_the_three_examples():
     assert set(python_files(PAGE)) == {"train.py", *(f"{name}.py" for name in COMMANDS)}
 
 
+@pytest.mark.slow
 def test_a_detector(folder):
     data = (
         "DATASETS.TRAIN",
@@ -82,6 +84,7 @@ def test_a_detector(folder):
     assert checkpoint["trainer"]["_trainer"]["optimizer"]["state"], "nothing was trained"
 
 
+@pytest.mark.slow
 def test_a_pretext(folder):
     metrics, checkpoint = run(
         folder, "my_pretext", "DATASETS.TRAIN", "('folder:images',)", "DATASETS.TEST", "('folder:images',)"
@@ -94,12 +97,14 @@ def test_a_pretext(folder):
     assert np.allclose(losses, np.log(4), atol=0.8)
 
 
+@pytest.mark.slow
 def test_a_data_set(folder):
     metrics, checkpoint = run(folder, "my_data")
     assert checkpoint["model"]["class_embed.weight"].shape[0] == 2 + 1
     assert {"bbox/AP", "bbox/AP-cat", "bbox/AP-dog"} <= set(metrics)
 
 
+@pytest.mark.slow
 def test_a_data_set_that_is_not_there_is_named(folder):
     (folder / "train.csv").unlink()
     with pytest.raises(AssertionError, match=r"csv:train.csv@images': there is no file train\.csv"):

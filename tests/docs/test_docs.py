@@ -11,7 +11,7 @@ import updetr_d2  # noqa: F401  (registers the data sets)
 from updetr_d2 import add_updetr_config
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 pytestmark = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 
 
@@ -27,7 +27,9 @@ def test_links_lead_to_files_and_headings(page):
 
 
 def test_named_files_exist(page):
-    named = re.findall(r"\b((?:configs|tools|updetr_d2|docs)/[\w./{},-]+\.(?:yaml|py|md))", page.read_text())
+    named = re.findall(
+        r"\b(?<!tests/)((?:configs|tools|updetr_d2|docs)/[\w./{},-]+\.(?:yaml|py|md))", page.read_text()
+    )
     for name in named:
         for path in expand_braces(name):
             assert (ROOT / path).exists(), f"{page.name} names {path}"

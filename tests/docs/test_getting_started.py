@@ -36,6 +36,7 @@ def _run(folder: Path) -> None:
     runpy.run_path("own_trainer.py", run_name="__main__")
 
 
+@pytest.mark.slow
 def test_it_trains_and_evaluates(folder):
     run_processes(1, _run, folder)
     lines = (folder / "run" / "metrics.json").read_text().splitlines()
@@ -44,7 +45,9 @@ def test_it_trains_and_evaluates(folder):
     assert metrics["total_loss"] > 0
     checkpoint = torch.load(folder / "run" / "model_final.pth", weights_only=True)
     assert checkpoint["iteration"] == 3  # two epochs of two batches
-    assert checkpoint["trainer"]["_trainer"]["optimizer"]["param_groups"][0]["lr"] == pytest.approx(1e-5)
+    groups = checkpoint["trainer"]["_trainer"]["optimizer"]["param_groups"]
+    assert {group["initial_lr"] for group in groups} == {1e-4, 1e-5}  # of the transformer and of the CNN
+    assert max(group["lr"] for group in groups) == pytest.approx(1e-5)  # after the drop at one epoch
 
 
 def test_its_optimizer_clips_the_norm_of_the_whole_model(folder):
