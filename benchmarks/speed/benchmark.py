@@ -42,7 +42,9 @@ def argument_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, module in COMMANDS.items():
-        command = commands.add_parser(name, help=module.__doc__.splitlines()[0], description=module.__doc__)
+        command = commands.add_parser(
+            name, help=str(module.__doc__).splitlines()[0], description=module.__doc__
+        )
         command.add_argument("--config-file", required=True, help="as for tools/train_net.py")
         command.add_argument("--repeats", type=int, default=5, help="timed runs of everything (default: 5)")
         command.add_argument("--warmup", type=int, default=1, help="runs before them (default: 1)")

@@ -1,14 +1,15 @@
 """``benchmark.py inference``: predictions from images, post-processing included."""
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
 
 import torch
 from detectron2.config import CfgNode
-from torch import nn
 
 from benchmarks.speed import synthetic
 from benchmarks.speed.reference_model import PlainDETR
 from benchmarks.speed.timing import Measurement, measure_in_turn, peak_memory
+from updetr_d2.modeling.meta_arch import DETR
 from updetr_d2.modeling.postprocessing import detector_postprocess
 
 # Difference of boxes and logits that rounding explains, relative to the largest.
@@ -33,10 +34,10 @@ def run(args: Namespace, cfg: CfgNode) -> list[Measurement]:
 
 
 def _measure(
-    args: Namespace, cfg: CfgNode, model: nn.Module, reference: PlainDETR | None, samples: list[dict]
+    args: Namespace, cfg: CfgNode, model: DETR, reference: PlainDETR | None, samples: list[dict]
 ) -> Measurement:
     device = torch.device(cfg.MODEL.DEVICE)
-    functions = {"ours": lambda: model(samples)}
+    functions: dict[str, Callable[[], object]] = {"ours": lambda: model(samples)}
     if reference is not None:
         check_same_heads(model.forward_heads(samples), reference.forward_heads(samples)[0])
         functions["reference"] = lambda: plain_inference(reference, samples)

@@ -55,11 +55,11 @@ def run(args: Namespace, cfg: CfgNode) -> list[Measurement]:
         scale = reference.abs().max()
         assert torch.allclose(ours / scale, reference / scale, atol=1e-4), "masks differ from the reference's"
     rows = []
-    for name, ours, reference in (
+    for name, compute, compute_reference in (
         (f"training, {args.targets} matched queries", train_ours, train_reference),
         (f"inference, {cfg.MODEL.DETR.NUM_QUERIES} queries", infer_ours, infer_reference),
     ):
-        functions = {"ours": ours} | ({"reference": reference} if args.compare else {})
+        functions = {"ours": compute} | ({"reference": compute_reference} if args.compare else {})
         seconds = measure_in_turn(functions, repeats=args.repeats, warmup=args.warmup, clock=args.clock)
         peaks = {key: peak_memory(function, device) for key, function in functions.items()}
         rows.append(

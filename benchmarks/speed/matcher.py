@@ -1,13 +1,14 @@
 """``benchmark.py matcher``: the bipartite matching of all decoder layers, by batch size."""
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
 
 import torch
 from detectron2.config import CfgNode
 
 from benchmarks.speed import reference_matching, synthetic
 from benchmarks.speed.timing import Measurement, measure_in_turn
-from updetr_d2.modeling.matcher import Matches, build_matcher
+from updetr_d2.modeling.matcher import HungarianMatcher, Matches, build_matcher
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -25,8 +26,10 @@ def _measure(args: Namespace, cfg: CfgNode, batch_size: int) -> Measurement:
     heads = synthetic.random_heads(cfg, batch_size=batch_size, device=device)
     targets = synthetic.random_targets(cfg, batch_size=batch_size, num_targets=args.targets, device=device)
     inputs = (heads["pred_logits"], heads["pred_boxes"], targets)
-    functions = {"ours": lambda: matcher(*inputs)}
+    functions: dict[str, Callable[[], object]] = {"ours": lambda: matcher(*inputs)}
     if args.compare:
+        if not isinstance(matcher, HungarianMatcher):
+            raise ValueError(f"There is no reference for {type(matcher).__name__}: leave out --compare.")
         check_same_pairs(matcher(*inputs), reference_matching.match(matcher, *inputs))
         functions["reference"] = lambda: reference_matching.match(matcher, *inputs)
     seconds = measure_in_turn(functions, repeats=args.repeats, warmup=args.warmup, clock=args.clock)

@@ -1,6 +1,8 @@
 """Where the time of a training step goes: clocks on the modules of a model, ours or the reference."""
 
 from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
@@ -20,7 +22,7 @@ class PartClock:
         seconds: of each part in the forward pass since.
     """
 
-    def __init__(self, model: nn.Module, clock: Clock) -> None:
+    def __init__(self, model: Any, clock: Clock) -> None:
         self.clock = clock
         self.seconds: dict[str, float] = defaultdict(float)
         self._backbone_calls = 0
@@ -48,7 +50,7 @@ class PartClock:
     def _start(self, module: nn.Module) -> None:
         self._starts[module] = self.clock()
 
-    def _stop(self, module: nn.Module, name) -> None:
+    def _stop(self, module: nn.Module, name: str | Callable[[], str]) -> None:
         part = name if isinstance(name, str) else name()
         self.seconds[part] += self.clock() - self._starts.pop(module)
 
@@ -56,7 +58,7 @@ class PartClock:
         self._backbone_calls += 1
         return IMAGES if self._backbone_calls == 1 else PATCHES
 
-    def _timed_matcher(self, *args):
+    def _timed_matcher(self, *args: Any) -> Any:
         start = self.clock()
         result = self._matcher(*args)
         self.seconds["matcher"] += self.clock() - start

@@ -42,6 +42,7 @@ def layer_losses(
         "loss_giou": (1 - giou).sum() / num_boxes,
     }
     if "pred_features" in outputs:
+        assert patch_features is not None
         features = F.normalize(outputs["pred_features"][image, query], dim=1)
         wanted = torch.cat([x[target] for x, (_, target) in zip(patch_features, pairs)])
         losses["loss_feature"] = (features - F.normalize(wanted, dim=1)).square().sum() / num_boxes

@@ -5,6 +5,7 @@ its weights, sequence first and always masked, the losses are computed layer by 
 """
 
 import copy
+from collections.abc import Callable
 
 import torch
 from detectron2.config import CfgNode
@@ -16,16 +17,24 @@ from torch.nn import functional as F
 from benchmarks.speed.reference_losses import layer_losses
 from benchmarks.speed.reference_matching import match_layer, targets_of_images
 from updetr_d2.modeling.backbone import build_backbone
+from updetr_d2.modeling.criterion import SetCriterion
 from updetr_d2.modeling.loss_terms import SoftmaxClassLoss
+from updetr_d2.modeling.matcher import HungarianMatcher
 from updetr_d2.modeling.meta_arch import DETR, UPDETR
 from updetr_d2.modeling.meta_arch.detr import size_padding
 from updetr_d2.modeling.mlp import MLP
 from updetr_d2.modeling.targets import BatchTargets
 from updetr_d2.modeling.transformers import Transformer
+from updetr_d2.modeling.transformers.transformer import TransformerEncoderLayer
 
 
 class PlainFrozenNorm(nn.Module):
     """A frozen BatchNorm as a multiplication and an addition."""
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(self, norm: FrozenBatchNorm2d) -> None:
         super().__init__()
@@ -69,7 +78,7 @@ class PlainLayer(nn.Module):
             self.add_module(f"norm{i}", nn.LayerNorm(width))
             self.add_module(f"dropout{i}", nn.Dropout(dropout))
 
-    def block(self, i: int, x: Tensor, function) -> Tensor:
+    def block(self, i: int, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         norm, dropout = getattr(self, f"norm{i}"), getattr(self, f"dropout{i}")
         if self.pre_norm:
             return x + dropout(function(norm(x)))
@@ -92,11 +101,13 @@ class PlainLayer(nn.Module):
                 y + position, y + position, value=y, attn_mask=mask, key_padding_mask=own_padding
             )[0],
         )
-        if self.multihead_attn is not None:
+        cross_attention = self.multihead_attn
+        if cross_attention is not None:
+            assert memory is not None and memory_position is not None
             x = self.block(
                 2,
                 x,
-                lambda y: self.multihead_attn(
+                lambda y: cross_attention(
                     y + position, memory + memory_position, value=memory, key_padding_mask=padding
                 )[0],
             )
@@ -105,7 +116,7 @@ class PlainLayer(nn.Module):
 
 
 class PlainStack(nn.Module):
-    def __init__(self, layers: list[PlainLayer], norm: nn.LayerNorm | None) -> None:
+    def __init__(self, layers: list[PlainLayer], norm: nn.Module) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.norm = norm
@@ -114,18 +125,21 @@ class PlainStack(nn.Module):
 class PlainTransformer(nn.Module):
     """Sequence first, an additive mask between the groups, the norm of the decoder on each layer's output."""
 
-    def __init__(self, transformer: nn.Module) -> None:
+    def __init__(self, transformer: Transformer) -> None:
         super().__init__()
         first = transformer.encoder.layers[0]
+        assert isinstance(first, TransformerEncoderLayer)
         width, hidden = first.linear1.in_features, first.linear1.out_features
         arguments = (width, first.self_attn.num_heads, hidden, first.dropout.p, first.pre_norm)
         encoder = [PlainLayer(*arguments, False) for _ in transformer.encoder.layers]
         decoder = [PlainLayer(*arguments, True) for _ in transformer.decoder.layers]
-        self.encoder = PlainStack(encoder, nn.LayerNorm(width) if first.pre_norm else None)
+        self.encoder = PlainStack(encoder, nn.LayerNorm(width) if first.pre_norm else nn.Identity())
         self.decoder = PlainStack(decoder, nn.LayerNorm(width))
         self.load_state_dict(transformer.state_dict())
 
-    def forward(self, features, padding, position, queries, mask) -> Tensor:
+    def forward(
+        self, features: Tensor, padding: Tensor, position: Tensor, queries: Tensor, mask: Tensor | None
+    ) -> Tensor:
         """Decoder states ``[L, B, N, C]``; the arguments are batch first."""
         x = features.flatten(2).permute(2, 0, 1)
         position = position.flatten(2).permute(2, 0, 1)
@@ -133,7 +147,7 @@ class PlainTransformer(nn.Module):
         padding = padding.flatten(1)
         for layer in self.encoder.layers:
             x = layer(x, position, None, padding)
-        memory = x if self.encoder.norm is None else self.encoder.norm(x)
+        memory = self.encoder.norm(x)
         x = torch.zeros_like(queries)
         states = []
         for layer in self.decoder.layers:
@@ -143,10 +157,18 @@ class PlainTransformer(nn.Module):
 
 
 class PlainCriterion(nn.Module):
-    """Matching and losses, one decoder layer after the other; every loss with its weight."""
+    """Matching and losses, one decoder layer after the other; every loss with its weight.
 
-    def __init__(self, criterion: nn.Module) -> None:
+    Raises:
+        ValueError: for a criterion of another kind.
+    """
+
+    def __init__(self, criterion: nn.Module | None) -> None:
         super().__init__()
+        if not isinstance(criterion, SetCriterion) or not isinstance(criterion.matcher, HungarianMatcher):
+            raise ValueError(
+                f"There is no reference for {type(criterion).__name__} with its matcher: leave out --compare."
+            )
         self.weights = criterion.weights
         self.class_weights = next(
             term.class_weights for term in criterion.terms.values() if isinstance(term, SoftmaxClassLoss)
@@ -157,7 +179,7 @@ class PlainCriterion(nn.Module):
     def forward(self, heads: dict[str, Tensor], targets: BatchTargets) -> dict[str, Tensor]:
         labels, boxes = targets_of_images(targets)
         num_layers = len(heads["pred_logits"])
-        losses = {}
+        losses: dict[str, Tensor] = {}
         for layer in range(num_layers):
             outputs = {name: heads[name][layer] for name in heads if name.startswith("pred_")}
             pairs = self.matcher(self.hungarian, outputs["pred_logits"], outputs["pred_boxes"], labels, boxes)
@@ -178,22 +200,28 @@ class PlainDETR(nn.Module):
         ValueError: for a model of another kind.
     """
 
+    input_proj: nn.Module
+    query_embed: nn.Embedding
+    class_embed: nn.Module
+    bbox_embed: nn.Module
+
     def __init__(self, model: DETR, cfg: CfgNode) -> None:
         super().__init__()
-        if type(model) not in (DETR, UPDETR) or type(model.transformer) is not Transformer:
+        transformer = model.transformer
+        if type(model) not in (DETR, UPDETR) or not isinstance(transformer, Transformer):
             raise ValueError(
-                f"There is no reference for {type(model).__name__} on {type(model.transformer).__name__}: "
+                f"There is no reference for {type(model).__name__} on {type(transformer).__name__}: "
                 "leave out --compare."
             )
         self.backbone = plain_backbone(cfg, model.backbone)
-        self.transformer = PlainTransformer(model.transformer)
+        self.transformer = PlainTransformer(transformer)
         for name in ("input_proj", "query_embed", "class_embed", "bbox_embed"):
             self.add_module(name, copy.deepcopy(getattr(model, name)))
-        self.position_encoding = copy.deepcopy(model.transformer.position_encoding)
+        self.position_encoding = copy.deepcopy(transformer.position_encoding)
         self.pixel_mean, self.pixel_std = model.pixel_mean, model.pixel_std
         self.in_feature = model.in_feature
         self.with_patches = isinstance(model, UPDETR)
-        if self.with_patches:
+        if isinstance(model, UPDETR):
             self.patch2query = copy.deepcopy(model.patch2query)
             self.feature_align: MLP | None = copy.deepcopy(model.feature_align)
             self.group_size, self.mask_ratio = model.group_size, model.mask_ratio

@@ -72,7 +72,7 @@ def _measure(args: Namespace, cfg: CfgNode, **sizes: int) -> Measurement:
     )
 
 
-def _with_sizes(cfg: CfgNode, *, queries: int, patches: int | None = None, **_) -> CfgNode:
+def _with_sizes(cfg: CfgNode, *, queries: int, patches: int | None = None, **_: int) -> CfgNode:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DETR.NUM_QUERIES = queries
@@ -83,7 +83,7 @@ def _with_sizes(cfg: CfgNode, *, queries: int, patches: int | None = None, **_) 
 
 
 def _build_step(
-    cfg: CfgNode, clock: Clock, wrap: Callable = lambda model: model, *, batch: int, side: int, **_
+    cfg: CfgNode, clock: Clock, wrap: Callable = lambda model: model, /, *, batch: int, side: int, **_: int
 ) -> OurStep:
     samples = synthetic.random_samples(cfg, batch_size=batch, size=(side, side), num_targets=10)
     return OurStep(cfg, wrap(synthetic.build_random_model(cfg).train()), samples, clock)
@@ -121,13 +121,14 @@ def _time_process(
     comm.create_local_process_group(world_size)
     try:
         step = _build_step(cfg, args.clock, distribute, **sizes)
-        assert isinstance(step.model, DistributedDataParallel)
+        model = step.model
+        assert isinstance(model, DistributedDataParallel)
 
         def alone() -> None:
-            with step.model.no_sync():
+            with model.no_sync():
                 step()
 
-        functions = {"synchronised": step, "alone": alone}
+        functions: dict[str, Callable[[], object]] = {"synchronised": step, "alone": alone}
         seconds = measure_in_turn(functions, repeats=args.repeats, warmup=args.warmup, clock=args.clock)
         if rank == 0:
             torch.save(seconds, Path(folder) / "seconds.pth")

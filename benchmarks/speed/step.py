@@ -3,7 +3,7 @@
 import contextlib
 from argparse import ArgumentParser, Namespace
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from detectron2.config import CfgNode
@@ -36,7 +36,7 @@ def run(args: Namespace, cfg: CfgNode) -> list[Measurement]:
         cfg, batch_size=args.batch_size, size=tuple(args.image_size), num_targets=args.targets
     )
     model = synthetic.build_random_model(cfg)
-    steps = {}
+    steps: dict[str, OurStep] = {}
     if args.compare:
         reference = PlainDETR(model, cfg)
         check_same_losses(model, reference, samples)
@@ -51,12 +51,12 @@ def run(args: Namespace, cfg: CfgNode) -> list[Measurement]:
 
 
 def _measure_parts(steps: dict[str, "OurStep"], repeats: int) -> list[Measurement]:
-    seconds = {name: defaultdict(list) for name in steps}
+    seconds: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in steps}
     for _ in range(repeats):
         for name, step in steps.items():
             for part, value in step.parts().items():
                 seconds[name][part].append(value)
-    reference = seconds.get("reference", {})
+    reference: Mapping[str, list[float]] = seconds.get("reference", {})
     return [
         Measurement(f"step / {part}", values, reference.get(part, []))
         for part, values in seconds["ours"].items()
@@ -73,7 +73,7 @@ class OurStep:
         self.loop.iter = 0
         self.marks: dict[str, float] = {}
 
-    def build_loop(self, cfg: CfgNode, batches: "_SameBatch") -> TrainLoop:
+    def build_loop(self, cfg: CfgNode, batches: "_SameBatch") -> "_MarkedLoop | _PlainLoop":
         return _MarkedLoop(
             self.model,
             batches,
@@ -118,9 +118,8 @@ class ReferenceStep(OurStep):
 
 
 class _MarkedLoop(TrainLoop):
-    @staticmethod
-    def mark_backward() -> None:
-        """Called after the backward pass; replaced where it is timed."""
+    # Called after the backward pass; replaced where it is timed.
+    mark_backward: Callable[[], None] = staticmethod(lambda: None)
 
     def after_backward(self) -> None:
         super().after_backward()
@@ -128,6 +127,8 @@ class _MarkedLoop(TrainLoop):
 
 
 class _PlainLoop:
+    iter: int
+
     def __init__(self, cfg: CfgNode, model: nn.Module, batches: "_SameBatch") -> None:
         self.model = model
         self.batches = iter(batches)
@@ -138,7 +139,7 @@ class _PlainLoop:
         self.max_norm = full_model_clip_norm(cfg)
         self.amp_dtype = amp_dtype(cfg)
         self.device_type = torch.device(cfg.MODEL.DEVICE).type
-        self.mark_backward = lambda: None
+        self.mark_backward: Callable[[], None] = lambda: None
 
     def run_step(self) -> None:
         with torch.autocast(self.device_type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):

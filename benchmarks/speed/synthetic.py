@@ -4,19 +4,20 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.structures import Boxes, Instances
-from torch import nn
 
 from updetr_d2.config.build import build_model
 from updetr_d2.modeling.fast.optimize import optimize_frozen
+from updetr_d2.modeling.meta_arch import DETR
 from updetr_d2.modeling.targets import BatchTargets
 from updetr_d2.tasks import task_of
 from updetr_d2.tasks.pretraining import PretrainingTask
 
 
-def build_random_model(cfg: CfgNode) -> nn.Module:
+def build_random_model(cfg: CfgNode) -> DETR:
     """The model of a config with the same random weights every time, and BatchNorm statistics that matter."""
     torch.manual_seed(0)
-    model = optimize_frozen(build_model(cfg))
+    model: DETR = build_model(cfg)
+    optimize_frozen(model)
     for module in model.modules():
         if isinstance(module, FrozenBatchNorm2d):
             module.weight.uniform_(0.3, 0.7)

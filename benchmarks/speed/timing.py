@@ -4,7 +4,7 @@ import ctypes
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -106,7 +106,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def measure_in_turn(
-    functions: dict[str, Callable[[], object]], *, repeats: int, warmup: int, clock: Clock
+    functions: Mapping[str, Callable[[], object]], *, repeats: int, warmup: int, clock: Clock
 ) -> dict[str, list[float]]:
     """Time functions one after the other, round by round.
 
@@ -119,7 +119,7 @@ def measure_in_turn(
     Returns:
         seconds of every repeat by name.
     """
-    seconds = {name: [] for name in functions}
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(warmup + repeats):
         for name, function in functions.items():
             start = clock()
@@ -142,10 +142,10 @@ def peak_memory(function: Callable[[], object], device: torch.device) -> float |
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+        held = torch.cuda.memory_allocated(device)
         function()
         torch.cuda.synchronize(device)
-        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+        return (torch.cuda.max_memory_allocated(device) - held) / 2**20
     try:
         ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back to the system, so that it counts anew
         with open(_RESET_FILE, "w") as file:

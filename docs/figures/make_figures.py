@@ -32,7 +32,8 @@ from torch import nn
 from updetr_d2.data.datasets.names import ensure_registered
 from updetr_d2.inference.predictor import load_trained_model, setup_inference_config
 from updetr_d2.modeling.box_ops import cxcywh_to_xyxy
-from updetr_d2.modeling.matcher import FORBIDDEN, build_matcher
+from updetr_d2.modeling.matcher import FORBIDDEN, HungarianMatcher
+from updetr_d2.modeling.meta_arch import UPDETR
 from updetr_d2.tasks import build_mapper
 from updetr_d2.visualization.attention import decoder_attention, draw_attention_maps
 from updetr_d2.visualization.boxes import draw_query_patch_sample, save_picture, to_rgb
@@ -52,7 +53,7 @@ SEED = 0  # of the patches that are cut from the photo
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 BROWSER_OPTIONS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking")
 ATTENTION_COLUMNS = 6
-PAGE_SIZE = {"width": 1280, "height": 900}
+PAGE_WIDTH, PAGE_HEIGHT = 1280, 900
 DEMO_EXAMPLE = 4  # the fifth example of the demo page
 DEMO_GUESSES = 3
 
@@ -62,13 +63,17 @@ def draw_best_scene(cfg: CfgNode, model: nn.Module) -> np.ndarray:
     """The image of the test set with the highest mean IoU of found and true patches."""
     ensure_registered(cfg.DATASETS.TEST[:1])
     mapper = build_mapper(cfg, is_train=False)
-    best, best_iou = None, -1.0
+    best: tuple[dict, Instances] | None = None
+    best_iou = -1.0
     for item in DatasetCatalog.get(cfg.DATASETS.TEST[0]):
         sample = mapper(item)
         found, ious = find_patches(model, sample)
-        if ious.mean() > best_iou:
-            best, best_iou = (sample, found), ious.mean()
-    return draw_query_patch_sample(*best, cfg.INPUT.FORMAT)
+        if ious.mean().item() > best_iou:
+            best, best_iou = (sample, found), ious.mean().item()
+    if best is None:
+        raise ValueError(f"DATASETS.TEST {tuple(cfg.DATASETS.TEST)} has no image to draw.")
+    sample, found = best
+    return draw_query_patch_sample(sample, found, cfg.INPUT.FORMAT)
 
 
 def find_patches(model: nn.Module, sample: dict) -> tuple[Instances, torch.Tensor]:
@@ -81,16 +86,19 @@ def find_patches(model: nn.Module, sample: dict) -> tuple[Instances, torch.Tenso
 
 
 @torch.no_grad()
-def draw_training_step(cfg: CfgNode, model: nn.Module, photo: str) -> np.ndarray:
+def draw_training_step(cfg: CfgNode, model: UPDETR, photo: str) -> np.ndarray:
     """One step of pre-training on a photo: patches as training augments them, the model's boxes, the matches."""
     np.random.seed(SEED)
     sample = build_mapper(cfg, is_train=True)({"file_name": photo})
     outputs = model.compute_outputs(model.preprocess_images([sample]), [sample])
     targets = model.prepare_targets([sample], outputs)
-    matcher = build_matcher(cfg)
+    matcher = HungarianMatcher(cfg)
     logits, boxes = outputs.logits[-1:], outputs.boxes[-1:]
     matches = matcher(logits, boxes, targets)
     cost = matcher.cost(logits, boxes, targets)[0, 0]
+    query_mask = model.group_mask(model.num_queries)
+    if query_mask is None:
+        raise ValueError("The figure shows groups of queries: MODEL.UPDETR.NUM_PATCHES must be more than 1.")
 
     picture = Image.open(photo).convert("RGB")
     picture.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
@@ -99,7 +107,7 @@ def draw_training_step(cfg: CfgNode, model: nn.Module, photo: str) -> np.ndarray
         np.asarray(picture),
         to_rgb(sample["patches"], cfg.INPUT.FORMAT),
         cxcywh_to_xyxy(targets.boxes[0]).cpu().numpy() * size,
-        query_mask=model.group_mask(model.num_queries).cpu().numpy(),
+        query_mask=query_mask.cpu().numpy(),
         predicted_boxes=cxcywh_to_xyxy(boxes[0, 0]).cpu().numpy() * size,
         cost=cost.masked_fill(cost >= FORBIDDEN, float("nan")).cpu().numpy(),
         matched_queries=matches.query.cpu().numpy(),
@@ -108,7 +116,7 @@ def draw_training_step(cfg: CfgNode, model: nn.Module, photo: str) -> np.ndarray
 
 
 @torch.no_grad()
-def draw_attention(cfg: CfgNode, model: nn.Module) -> np.ndarray:
+def draw_attention(cfg: CfgNode, model: UPDETR) -> np.ndarray:
     """The first image of the test set once a patch: where the patch's queries look, and where it is from."""
     ensure_registered(cfg.DATASETS.TEST[:1])
     sample = build_mapper(cfg, is_train=False)(DatasetCatalog.get(cfg.DATASETS.TEST[0])[0])
@@ -144,7 +152,7 @@ def photograph_demo(quickstart: Path, path: Path) -> None:
             browser = playwright.chromium.launch(
                 executable_path=next(filter(None, map(shutil.which, BROWSERS))), args=list(BROWSER_OPTIONS)
             )
-            view = browser.new_page(viewport=PAGE_SIZE)
+            view = browser.new_page(viewport={"width": PAGE_WIDTH, "height": PAGE_HEIGHT})
             view.goto(url)
             view.locator("button.gallery-item:visible").nth(DEMO_EXAMPLE).click()
             view.locator(".box-rectangle").wait_for()
@@ -190,7 +198,7 @@ def default_photo() -> str:
         ValueError: if scikit-image is not installed.
     """
     spec = importlib.util.find_spec("skimage")
-    if spec is None:
+    if spec is None or spec.origin is None:
         raise ValueError(
             "The photo comes with scikit-image: `make setup-demo` installs it, or name one with --photo."
         )
@@ -225,17 +233,20 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def load_pretrained(folder: Path, recipe: str) -> tuple[CfgNode, nn.Module]:
+def load_pretrained(folder: Path, recipe: str) -> tuple[CfgNode, UPDETR]:
     """Config and model of a finished pre-training.
 
     Raises:
-        ValueError: if there is none in ``folder``; ``recipe`` would make it.
+        ValueError: if there is none in ``folder``, which ``recipe`` would make, or it is of another model.
     """
     config, weights = (folder / name for name in ("config.yaml", "model_final.pth"))
     if not (config.exists() and weights.exists()):
         raise ValueError(f"There is no {weights}: run `{recipe}` first; the figures show its models.")
     cfg = setup_inference_config(str(config), ["MODEL.WEIGHTS", str(weights)])
-    return cfg, load_trained_model(cfg)
+    model = load_trained_model(cfg)
+    if not isinstance(model, UPDETR):
+        raise ValueError(f"{config} is of a {type(model).__name__}; the figures show a UPDETR.")
+    return cfg, model
 
 
 if __name__ == "__main__":

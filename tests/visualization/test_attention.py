@@ -1,6 +1,7 @@
 """Attention maps show what the model computed, where it is in the image."""
 
 import numpy as np
+import pytest
 import torch
 from helpers import random_sample, tiny_model
 
@@ -25,6 +26,13 @@ def test_looking_at_the_attention_changes_nothing():
         before = model.forward_heads(batch)["pred_boxes"]
         decoder_attention(model, batch)
         torch.testing.assert_close(model.forward_heads(batch)["pred_boxes"], before)
+
+
+def test_only_transformers_that_attend_to_the_whole_image_can_be_looked_at():
+    options = ("MODEL.TRANSFORMER.NAME", "DeformableTransformer", "MODEL.DEFORMABLE.IN_FEATURES", ("res5",))
+    model = tiny_model("DETR", *options).eval()
+    with pytest.raises(ValueError, match=r"DeformableTransformer .* MODEL\.TRANSFORMER\.NAME"):
+        decoder_attention(model, [random_sample()])
 
 
 def test_attention_panels_are_bright_where_the_query_looks():

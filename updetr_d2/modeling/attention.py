@@ -26,7 +26,10 @@ class MultiheadAttention(nn.MultiheadAttention):
     def __init__(self, embed_dim: int, num_heads: int, *, dropout: float = 0.0) -> None:
         super().__init__(embed_dim, num_heads, dropout=dropout, batch_first=True)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, *, allowed: Tensor | None = None) -> Tensor:
+    # Other masks and another result than PyTorch's: the base class is for its parameters alone.
+    def forward(  # type: ignore[override]
+        self, query: Tensor, key: Tensor, value: Tensor, *, allowed: Tensor | None = None
+    ) -> Tensor:
         """
         Args:
             query: ``[B, Q, C]``; may be the same tensor as ``key``.

@@ -6,6 +6,7 @@ timm is optional (``pip install updetr_d2[timm]``); it is imported when such a b
 import difflib
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 from detectron2 import modeling
@@ -124,7 +125,7 @@ class TimmBackbone(Backbone):
 
 
 @BACKBONE_REGISTRY.register()
-def build_timm_backbone(cfg, input_shape: ShapeSpec) -> TimmBackbone:
+def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
     """Build ``MODEL.TIMM.NAME`` without pre-trained weights; those come from ``MODEL.WEIGHTS``."""
     return TimmBackbone(
         name=cfg.MODEL.TIMM.NAME,
@@ -145,7 +146,8 @@ def _import_timm() -> ModuleType:
     return timm
 
 
-def _create_features_model(timm: ModuleType, name: str, in_channels: int, **options) -> nn.Module:
+def _create_features_model(timm: ModuleType, name: str, in_channels: int, **options: Any) -> Any:
+    """One of timm's networks with ``feature_info``; timm has no types."""
     if not timm.is_model(name):
         similar = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.4)
         raise ValueError(f"`name` is '{name}', which timm does not have; similar names: {similar}.")
@@ -161,7 +163,7 @@ def _feature_name(stride: int) -> str:
     return f"res{stride.bit_length() - 1}"
 
 
-def _drop_later_blocks(net: nn.Module) -> None:
+def _drop_later_blocks(net: Any) -> None:
     """Drop what follows the last feature where timm keeps and runs it (EfficientNets, MobileNets)."""
     parent, _, index = net.feature_info.get_dicts()[-1]["module"].rpartition(".")
     sequence = dict(net.named_modules()).get(parent)
@@ -169,7 +171,7 @@ def _drop_later_blocks(net: nn.Module) -> None:
         del sequence[int(index) + 1 :]
 
 
-def _freeze_stages(net: nn.Module, freeze_at: int) -> None:
+def _freeze_stages(net: Any, freeze_at: int) -> None:
     """Freeze a network, in order of execution, up to its deepest feature of stride 2**freeze_at or less."""
     last = [info["module"] for info in net.feature_info.get_dicts() if info["reduction"] <= 2**freeze_at]
     if freeze_at < 1 or not last:

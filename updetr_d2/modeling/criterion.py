@@ -1,10 +1,11 @@
 """Set prediction loss (DETR, arXiv 2005.12872, Section 3.1): match, then add up the terms of all layers."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, cast
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.utils import comm
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
@@ -33,13 +34,13 @@ Loss terms for MODEL.CRITERION.LOSSES: functions cfg -> LossTerm.
 """
 
 
-def build_criterion(cfg) -> nn.Module:
+def build_criterion(cfg: CfgNode) -> nn.Module:
     """Build the criterion named by ``cfg.MODEL.CRITERION.NAME``."""
     return CRITERION_REGISTRY.get(cfg.MODEL.CRITERION.NAME)(cfg)
 
 
 @LOSS_REGISTRY.register()
-def class_loss(cfg) -> LossTerm:
+def class_loss(cfg: CfgNode) -> LossTerm:
     """The class loss of ``MODEL.CRITERION.CLASS_LOSS``."""
     criterion, num_classes = cfg.MODEL.CRITERION, cfg.MODEL.DETR.NUM_CLASSES
     if criterion.CLASS_LOSS == "focal":
@@ -50,19 +51,19 @@ def class_loss(cfg) -> LossTerm:
 
 
 @LOSS_REGISTRY.register()
-def box_loss(cfg) -> LossTerm:
+def box_loss(cfg: CfgNode) -> LossTerm:
     """L1 and GIoU."""
     return BoxLoss()
 
 
 @LOSS_REGISTRY.register()
-def feature_loss(cfg) -> LossTerm:
+def feature_loss(cfg: CfgNode) -> LossTerm:
     """Reconstruction of patch features."""
     return FeatureLoss()
 
 
 @LOSS_REGISTRY.register()
-def mask_loss(cfg) -> LossTerm:
+def mask_loss(cfg: CfgNode) -> LossTerm:
     """Focal and dice loss of masks."""
     return MaskLoss(points=mask_losses.point_sampling(cfg))
 
@@ -84,7 +85,7 @@ class SetCriterion(nn.Module):
         self,
         *,
         terms: Mapping[str, LossTerm],
-        matcher,
+        matcher: Callable[[Tensor, Tensor, BatchTargets], Matches],
         weights: dict[str, float],
         deep_supervision: bool = True,
     ) -> None:
@@ -95,7 +96,7 @@ class SetCriterion(nn.Module):
         self.deep_supervision = deep_supervision
 
     @classmethod
-    def from_config(cls, cfg):
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         criterion = cfg.MODEL.CRITERION
         return {
             "terms": {name: LOSS_REGISTRY.get(name)(cfg) for name in criterion.LOSSES},
@@ -133,11 +134,15 @@ class SetCriterion(nn.Module):
         last = matches.last_layer_only(len(outputs.logits))
         return weighted, self.metrics(outputs, targets, last)
 
+    def _terms(self) -> Iterable[LossTerm]:
+        # A ModuleDict does not tell of which class its modules are.
+        return cast(Iterable[LossTerm], self.terms.values())
+
     def _weighted_losses(
         self, outputs: Outputs, targets: BatchTargets, matches: Matches, num_boxes: Tensor, suffix: str = ""
     ) -> dict[str, Tensor]:
         weighted = {}
-        for term in self.terms.values():
+        for term in self._terms():
             if not term.applies(outputs):
                 continue
             for name, values in term(outputs, targets, matches, num_boxes).items():
@@ -180,7 +185,7 @@ class SetCriterion(nn.Module):
                 logits[last.image, last.query], targets.labels[last.image, last.target]
             )
         }
-        for term in self.terms.values():
+        for term in self._terms():
             num_predicted = term.num_predicted(logits)
             if num_predicted is not None:
                 values["cardinality_error"] = losses.cardinality_error(num_predicted, counts)

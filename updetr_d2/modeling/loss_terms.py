@@ -56,6 +56,8 @@ class SoftmaxClassLoss(LossTerm):
         eos_coef: weight of "no object", in (0, 1].
     """
 
+    class_weights: Tensor
+
     def __init__(self, *, num_classes: int, eos_coef: float = 0.1) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -63,7 +65,9 @@ class SoftmaxClassLoss(LossTerm):
         class_weights[-1] = eos_coef
         self.register_buffer("class_weights", class_weights, persistent=False)
 
-    def forward(self, outputs, targets, matches, num_boxes):
+    def forward(
+        self, outputs: Outputs, targets: BatchTargets, matches: Matches, num_boxes: Tensor
+    ) -> dict[str, Tensor]:
         with torch.autocast(outputs.logits.device.type, enabled=False):
             logits = outputs.logits.float()
             classes = matched_classes(logits, targets, matches, no_object=self.num_classes)
@@ -87,7 +91,9 @@ class FocalClassLoss(LossTerm):
         self.alpha = alpha
         self.gamma = gamma
 
-    def forward(self, outputs, targets, matches, num_boxes):
+    def forward(
+        self, outputs: Outputs, targets: BatchTargets, matches: Matches, num_boxes: Tensor
+    ) -> dict[str, Tensor]:
         with torch.autocast(outputs.logits.device.type, enabled=False):
             logits = outputs.logits.float()
             classes = matched_classes(logits, targets, matches, no_object=self.num_classes)
@@ -101,7 +107,9 @@ class FocalClassLoss(LossTerm):
 class BoxLoss(LossTerm):
     """L1 distance and GIoU of matched boxes."""
 
-    def forward(self, outputs, targets, matches, num_boxes):
+    def forward(
+        self, outputs: Outputs, targets: BatchTargets, matches: Matches, num_boxes: Tensor
+    ) -> dict[str, Tensor]:
         with torch.autocast(outputs.boxes.device.type, enabled=False):
             boxes = outputs.boxes[matches.layer, matches.image, matches.query].float()
             target_boxes = targets.boxes[matches.image, matches.target]
@@ -122,7 +130,10 @@ class FeatureLoss(LossTerm):
     def applies(self, outputs: Outputs) -> bool:
         return outputs.features is not None
 
-    def forward(self, outputs, targets, matches, num_boxes):
+    def forward(
+        self, outputs: Outputs, targets: BatchTargets, matches: Matches, num_boxes: Tensor
+    ) -> dict[str, Tensor]:
+        assert outputs.features is not None and targets.features is not None
         num_layers = len(outputs.logits)
         with torch.autocast(outputs.logits.device.type, enabled=False):
             # Counted from the end: the features may have more layers than are trained.
@@ -147,7 +158,10 @@ class MaskLoss(LossTerm):
     def applies(self, outputs: Outputs) -> bool:
         return outputs.masks is not None
 
-    def forward(self, outputs, targets, matches, num_boxes):
+    def forward(
+        self, outputs: Outputs, targets: BatchTargets, matches: Matches, num_boxes: Tensor
+    ) -> dict[str, Tensor]:
+        assert outputs.masks is not None and targets.masks is not None
         last = matches.last_layer_only(len(outputs.logits))
         image, query, target = last.image, last.query, last.target
         if not len(image):

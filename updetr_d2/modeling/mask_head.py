@@ -73,6 +73,20 @@ class MaskHead(nn.Module):
         ValueError: if there are not three finer features or a width is not a multiple of the norm's groups.
     """
 
+    lay1: nn.Conv2d
+    lay2: nn.Conv2d
+    lay3: nn.Conv2d
+    lay4: nn.Conv2d
+    lay5: nn.Conv2d
+    gn1: nn.GroupNorm
+    gn2: nn.GroupNorm
+    gn3: nn.GroupNorm
+    gn4: nn.GroupNorm
+    gn5: nn.GroupNorm
+    adapter1: nn.Conv2d
+    adapter2: nn.Conv2d
+    adapter3: nn.Conv2d
+
     def __init__(self, *, hidden_dim: int, num_heads: int, fpn_channels: Sequence[int]) -> None:
         super().__init__()
         if len(fpn_channels) != 3:
@@ -97,7 +111,8 @@ class MaskHead(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_uniform_(module.weight, a=1)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def forward(
         self, context: Tensor, attention: Tensor, image: Tensor, fpn_features: Sequence[Tensor]

@@ -1,10 +1,12 @@
 """Bipartite matching of predictions and targets (DETR, Section 3.1), for all decoder layers at once."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.utils.registry import Registry
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -22,7 +24,7 @@ Matchers: callables (logits [L,B,N,K+1], boxes [L,B,N,4], BatchTargets) -> Match
 """
 
 
-def build_matcher(cfg):
+def build_matcher(cfg: CfgNode) -> "Callable[[Tensor, Tensor, BatchTargets], Matches]":
     """Build the matcher named by ``cfg.MODEL.MATCHER.NAME``."""
     return MATCHER_REGISTRY.get(cfg.MODEL.MATCHER.NAME)(cfg)
 
@@ -87,7 +89,7 @@ class HungarianMatcher:
         self.focal_gamma = focal_gamma
 
     @classmethod
-    def from_config(cls, cfg):
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         return {
             "cost_class": cfg.MODEL.MATCHER.COST_CLASS,
             "cost_bbox": cfg.MODEL.MATCHER.COST_BBOX,
@@ -151,7 +153,8 @@ class HungarianMatcher:
                 query, target = linear_sum_assignment(layer_cost[image, :, :count])
                 pairs.append((np.full_like(query, layer), np.full_like(query, image), query, target))
         indices = torch.from_numpy(np.concatenate(pairs, axis=1)).to(logits.device, non_blocking=True)
-        return Matches(*indices.unbind())
+        layers, images, queries, matched = indices.unbind()
+        return Matches(layers, images, queries, matched)
 
 
 def _blame(logits: Tensor, boxes: Tensor, targets: BatchTargets) -> str:

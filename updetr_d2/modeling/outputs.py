@@ -5,7 +5,7 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -15,8 +15,18 @@ from updetr_d2.modeling.matcher import Matches
 class LazyTensor(Protocol):
     """Values that are computed where they are indexed, since training wants a few of them only."""
 
-    def __getitem__(self, index) -> Tensor:
+    def __getitem__(self, index: Any) -> Tensor:
         """What ``tensor[index]`` would be; ``tensor[:]`` computes everything."""
+
+
+class LazyMasks(LazyTensor, Protocol):
+    """Mask logits of a batch.
+
+    Attributes:
+        padded_size: (height, width) of the padded images, to which masks are upsampled.
+    """
+
+    padded_size: tuple[int, int]
 
 
 @dataclass
@@ -36,7 +46,7 @@ class Outputs:
     logits: Tensor
     boxes: Tensor
     features: LazyTensor | None = None
-    masks: LazyTensor | None = None
+    masks: LazyMasks | None = None
     patch_features: Tensor | None = None
     auxiliary: dict[str, "AuxiliaryOutputs"] = field(default_factory=dict)
     extra: dict[str, Tensor] = field(default_factory=dict)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from updetr_d2.modeling.meta_arch import DETR
+from updetr_d2.modeling.transformers.transformer import Transformer, TransformerDecoderLayer
 from updetr_d2.visualization.boxes import DPI, add_box, pixels_of
 
 
@@ -24,9 +25,17 @@ def decoder_attention(model: DETR, batched_inputs: list[dict]) -> Tensor:
     Returns:
         ``[B, N, h, w]``, each map sums to 1; h and w are those of the transformer's feature map, which
         covers the padded batch.
+
+    Raises:
+        ValueError: if the model has another transformer than DETR's.
     """
-    transformer: Any = model.transformer
-    attention = transformer.decoder.layers[-1].multihead_attn
+    layer = model.transformer.decoder.layers[-1] if isinstance(model.transformer, Transformer) else None
+    if not isinstance(layer, TransformerDecoderLayer):
+        raise ValueError(
+            f"A {type(model.transformer).__name__} has no attention over the whole image; MODEL.TRANSFORMER.NAME "
+            "Transformer has."
+        )
+    attention = layer.multihead_attn
     seen: dict[str, Any] = {}
 
     def keep_weights(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:

@@ -176,3 +176,8 @@ def test_patch_ends_at_the_border_of_the_image():
     image = np.broadcast_to(ys, (50, 80, 3))
     assert cut_patch(image, (0, 40, 20, 60), margin=0.5, size=20).max() == 49
     assert cut_patch(image, (200, 200, 210, 210), margin=0.0, size=4).shape == (4, 4, 3)
+
+
+def test_training_needs_the_images_that_queries_are_cut_from(cfg):
+    with pytest.raises(ValueError, match="dataset_dicts"):
+        build_mapper(cfg, is_train=True)

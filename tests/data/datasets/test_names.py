@@ -84,6 +84,7 @@ def test_data_sets_are_joined_in_order(folder, catalog):
         str(folder / "a.png"),
         str(folder / "b.png"),
     ]
+    assert list(mixed) == [mixed[i] for i in range(4)]
 
 
 def test_images_without_objects_are_left_out_on_demand(catalog):

@@ -4,6 +4,9 @@ A frozen norm is the affine map y = s·x + b per channel, so norm(conv(x; w)) = 
 the separate tensors.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import Tensor, nn
@@ -105,11 +108,11 @@ class FoldedConv2d(Conv2d):
         self._cache = None
         return super().train(mode)
 
-    def _apply(self, fn, recurse: bool = True) -> "FoldedConv2d":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FoldedConv2d":
         self._cache = None
         return super()._apply(fn, recurse)
 
-    def _load_from_state_dict(self, *args) -> None:
+    def _load_from_state_dict(self, *args: Any) -> None:
         self._cache = None
         super()._load_from_state_dict(*args)
 

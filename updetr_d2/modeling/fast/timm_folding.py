@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +47,8 @@ class FoldedTimmNet:
         folded = copy.deepcopy(self.net)
         if not _fold_neighbours(folded):
             return self.net
-        folded.eval().to(memory_format=torch.channels_last)
+        # The types of ``Module.to`` lack the form with a memory format.
+        folded.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         # Modules may run in another order than they were registered in.
         with torch.autocast(example.device.type, enabled=False):
             expected, found = self.net(example), folded(example)
@@ -65,10 +67,11 @@ def _fold_neighbours(module: nn.Module) -> int:
     count, last = 0, None
     for name, child in module.named_children():
         if isinstance(child, (FrozenBatchNorm2d, FrozenBatchNormAct2d)) and isinstance(last, nn.Conv2d):
-            scale = child.weight * (child.running_var + child.eps).rsqrt()
-            shift = -child.running_mean if last.bias is None else last.bias - child.running_mean
+            norm: Any = child  # timm and torchvision have no types
+            scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+            shift = -norm.running_mean if last.bias is None else last.bias - norm.running_mean
             last.weight = nn.Parameter(last.weight * scale[:, None, None, None], requires_grad=False)
-            last.bias = nn.Parameter(child.bias + shift * scale, requires_grad=False)
+            last.bias = nn.Parameter(norm.bias + shift * scale, requires_grad=False)
             after = [getattr(child, part) for part in ("drop", "act") if hasattr(child, part)]
             setattr(module, name, nn.Sequential(*after))
             count += 1

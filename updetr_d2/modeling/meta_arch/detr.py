@@ -1,9 +1,10 @@
 """DETR (Carion et al., ECCV 2020, arXiv 2005.12872) as a Detectron2 meta-architecture, on any transformer."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone
 from detectron2.structures import ImageList
 from torch import Tensor, nn
@@ -56,6 +57,9 @@ class DETR(nn.Module):
     # Those of them that mean the same in this model, which therefore takes them.
     taken_from_pretraining: tuple[str, ...] = ()
 
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     @configurable
     def __init__(
         self,
@@ -106,7 +110,7 @@ class DETR(nn.Module):
         self.training_metrics: dict[str, Tensor] = {}
 
     @classmethod
-    def from_config(cls, cfg):
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         detr = cfg.MODEL.DETR
         return {
             "backbone": build_backbone(cfg),
@@ -127,7 +131,7 @@ class DETR(nn.Module):
     def device(self) -> torch.device:
         return self.pixel_mean.device
 
-    def forward(self, batched_inputs: list[dict]):
+    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
         """
         Args:
             batched_inputs: samples in Detectron2's format: ``image`` uint8 or float [3, H, W] in 0–255, in
@@ -144,6 +148,10 @@ class DETR(nn.Module):
         outputs = self.compute_outputs(images, batched_inputs, targets)
         if targets is None:
             return self.inference(outputs, images, batched_inputs)
+        if self.criterion is None:
+            raise ValueError(
+                "This model was built without a criterion, for inference alone: call eval() first."
+            )
         self.add_targets(targets, batched_inputs, outputs)
         losses, metrics = self.criterion(outputs, targets)
         padding = torch.full((), padded_share(images), device=self.device)
@@ -220,7 +228,7 @@ class DETR(nn.Module):
             )
             queries = self.make_queries(batched_inputs)
             noised = None
-            if targets is not None and self.denoising is not None:
+            if targets is not None and self.denoising is not None and self.label_enc is not None:
                 noised = self.denoising(targets, self.label_enc)
                 queries.noised = None if noised is None else noised.queries
             decoded = self.transformer.decode(pyramid, queries, self.class_embed, self.bbox_embed)
@@ -228,6 +236,11 @@ class DETR(nn.Module):
         if decoded.proposals is not None:
             outputs.auxiliary["enc"] = decoded.proposals
         if noised is not None:
+            if decoded.noised is None:
+                raise ValueError(
+                    f"{type(self.transformer).__name__} does not decode noised queries: set "
+                    "MODEL.DENOISING.NUM_QUERIES to 0."
+                )
             outputs.auxiliary["dn"] = noised.outputs(*decoded.noised)
         self.extra_outputs(outputs, decoded, queries, pyramid)
         return outputs
@@ -298,7 +311,7 @@ def size_padding(sizes: Tensor, height: int, width: int) -> Tensor:
     )
 
 
-def resize_padding(padding: Tensor | None, size: tuple[int, int]) -> Tensor | None:
+def resize_padding(padding: Tensor | None, size: tuple[int, ...]) -> Tensor | None:
     """bool ``[B, H, W]`` -> ``[B, *size]`` by nearest neighbour."""
     if padding is None:
         return None

@@ -1,6 +1,7 @@
 """One-shot detection with UP-DETR: find all things of the class that a query patch shows (arXiv 2011.09094)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from detectron2.config import configurable
@@ -31,7 +32,7 @@ class OneShotDETR(PatchQueryDETR):
     taken_from_pretraining = ("patch2query",)
 
     @configurable
-    def __init__(self, **detr_args) -> None:
+    def __init__(self, **detr_args: Any) -> None:
         super().__init__(**detr_args)
         if self.num_classes != 1:
             raise ValueError(
@@ -39,7 +40,7 @@ class OneShotDETR(PatchQueryDETR):
                 "patch': set it to 1."
             )
 
-    def forward(self, batched_inputs: list[dict]):
+    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
         """
         Args:
             batched_inputs: as for :meth:`DETR.forward`, with ``patches`` uint8 or float [k, 3, h, w] in

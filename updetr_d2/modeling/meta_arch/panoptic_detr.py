@@ -1,9 +1,12 @@
 """DETR with masks: instance and panoptic segmentation (Carion et al., ECCV 2020, Section 4.4)."""
 
+from typing import Any
+
 from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList
+from torch import Tensor
 
 from updetr_d2.modeling.mask_head import AttentionMap, MaskHead, QueryMasks
 from updetr_d2.modeling.meta_arch.detr import DETR, output_sizes
@@ -55,7 +58,7 @@ class PanopticDETR(DETR):
         mask_threshold: float = 0.5,
         score_threshold: float = 0.85,
         min_segment_area: int = 4,
-        **detr_args,
+        **detr_args: Any,
     ) -> None:
         super().__init__(**detr_args)
         if num_thing_classes > self.num_classes:
@@ -90,7 +93,7 @@ class PanopticDETR(DETR):
         self.min_segment_area = min_segment_area
 
     @classmethod
-    def from_config(cls, cfg):
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         head = cfg.MODEL.MASK_HEAD
         return {
             **super().from_config(cfg),
@@ -105,7 +108,7 @@ class PanopticDETR(DETR):
             "min_segment_area": head.MIN_SEGMENT_AREA,
         }
 
-    def forward(self, batched_inputs: list[dict]):
+    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
         """
         Args:
             batched_inputs: as for :meth:`DETR.forward`; in training ``instances`` has ``gt_masks``, BitMasks
@@ -133,10 +136,12 @@ class PanopticDETR(DETR):
         )
 
     def add_targets(self, targets: BatchTargets, batched_inputs: list[dict], outputs: Outputs) -> None:
+        assert outputs.masks is not None
         masks = [x["instances"].gt_masks for x in batched_inputs]
         targets.masks = pad_masks(masks, outputs.masks.padded_size, self.device)
 
     def inference(self, outputs: Outputs, images: ImageList, batched_inputs: list[dict]) -> list[dict]:
+        assert outputs.masks is not None
         results = super().inference(outputs, images, batched_inputs)
         all_masks = outputs.masks[:]
         for i, (result, size) in enumerate(zip(results, output_sizes(batched_inputs, images))):

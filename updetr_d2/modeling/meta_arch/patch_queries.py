@@ -1,6 +1,7 @@
 """Detectors whose object queries carry query patches: what pre-training and one-shot detection share."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from detectron2.config import configurable
@@ -17,7 +18,7 @@ class PatchQueryDETR(DETR):
     """
 
     @configurable
-    def __init__(self, **detr_args) -> None:
+    def __init__(self, **detr_args: Any) -> None:
         super().__init__(**detr_args)
         self.patch2query = nn.Linear(self.feature_dim, self.transformer.hidden_dim)
 

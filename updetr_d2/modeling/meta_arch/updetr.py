@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList
 from torch import Tensor, nn
@@ -55,7 +56,7 @@ class UPDETR(PatchQueryDETR):
         match_within_groups: bool = False,
         feature_recon: bool = True,
         freeze_backbone: bool = True,
-        **detr_args,
+        **detr_args: Any,
     ) -> None:
         super().__init__(**detr_args)
         if num_patches < 1 or self.num_queries % num_patches:
@@ -81,7 +82,7 @@ class UPDETR(PatchQueryDETR):
             self.backbone.requires_grad_(False).eval()
 
     @classmethod
-    def from_config(cls, cfg):
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         updetr = cfg.MODEL.UPDETR
         return {
             **super().from_config(cfg),
@@ -101,7 +102,7 @@ class UPDETR(PatchQueryDETR):
             self.backbone.eval()
         return self
 
-    def forward(self, batched_inputs: list[dict]):
+    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
         """
         Args:
             batched_inputs: as for :meth:`DETR.forward`, with ``patches`` uint8 or float [m, 3, h, w] in
@@ -130,7 +131,7 @@ class UPDETR(PatchQueryDETR):
                 f"{self.num_patches} (MODEL.UPDETR.NUM_PATCHES)."
             )
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_backbone):
-            return nn.utils.rnn.pad_sequence(self.pooled_patches(batched_inputs), batch_first=True)
+            return nn.utils.rnn.pad_sequence(list(self.pooled_patches(batched_inputs)), batch_first=True)
 
     def compose_queries(self, patch_features: Tensor) -> Queries:
         """Give each patch's feature to the object queries of its group.
@@ -177,6 +178,7 @@ class UPDETR(PatchQueryDETR):
             targets.group_size = self.group_size
 
     def inference(self, outputs: Outputs, images: ImageList, batched_inputs: list[dict]) -> list[dict]:
+        assert outputs.patch_features is not None
         instances = query_patch_postprocess(
             outputs.logits[-1],
             outputs.boxes[-1],
@@ -202,6 +204,6 @@ class LazyFeatures:
     head: nn.Module
     states: Tensor
 
-    def __getitem__(self, index) -> Tensor:
+    def __getitem__(self, index: Any) -> Tensor:
         """What ``features[index]`` would be, for any index of the first three dimensions."""
         return self.head(self.states[index])

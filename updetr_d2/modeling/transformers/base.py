@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
@@ -18,7 +19,7 @@ Transformers of detectors: subclasses of DetectionTransformer, built from a conf
 """
 
 
-def build_transformer(cfg) -> "DetectionTransformer":
+def build_transformer(cfg: CfgNode) -> "DetectionTransformer":
     """Build the transformer named by ``cfg.MODEL.TRANSFORMER.NAME``."""
     return TRANSFORMER_REGISTRY.get(cfg.MODEL.TRANSFORMER.NAME)(cfg)
 
@@ -61,9 +62,20 @@ class Queries:
 
     def position(self, batch_size: int) -> Tensor:
         """Embeddings and patches together, ``[B, N, C]``: how they enter DETR's decoder."""
+        embed = self.learned_embed()
         if self.patches is None:
-            return self.embed.expand(batch_size, -1, -1)
-        return self.patches + self.embed
+            return embed.expand(batch_size, -1, -1)
+        return self.patches + embed
+
+    def learned_embed(self) -> Tensor:
+        """``embed``, for transformers that need it.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        if self.embed is None:
+            raise ValueError("This transformer learns its queries: build_query_embed must not return None.")
+        return self.embed
 
 
 @dataclass

@@ -7,9 +7,10 @@ all levels, ``N`` queries, ``V`` levels, ``C`` channels.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -21,6 +22,7 @@ from updetr_d2.modeling.transformers.base import (
     TRANSFORMER_REGISTRY,
     Decoded,
     DetectionTransformer,
+    NoisedQueries,
     Pyramid,
     Queries,
     in_float32,
@@ -136,7 +138,7 @@ class DeformableTransformer(DetectionTransformer):
         self.position_encoding = SinePositionEncoding(
             hidden_dim, temperature=self.position_temperature, offset=self.position_offset
         )
-        layer_args = {
+        layer_args: dict[str, Any] = {
             "hidden_dim": hidden_dim,
             "num_heads": num_heads,
             "num_levels": num_levels,
@@ -151,7 +153,7 @@ class DeformableTransformer(DetectionTransformer):
         self.reset_parameters()
 
     @classmethod
-    def from_config(cls, cfg):
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         detr, deformable = cfg.MODEL.DETR, cfg.MODEL.DEFORMABLE
         return {
             "in_features": deformable.IN_FEATURES,
@@ -202,7 +204,8 @@ class DeformableTransformer(DetectionTransformer):
             in_channels = self.hidden_dim
         for conv in projections:
             nn.init.xavier_uniform_(conv.weight)
-            nn.init.zeros_(conv.bias)
+            if conv.bias is not None:
+                nn.init.zeros_(conv.bias)
         return nn.ModuleList(
             nn.Sequential(conv, nn.GroupNorm(_NORM_GROUPS, self.hidden_dim)) for conv in projections
         )
@@ -232,15 +235,18 @@ class DeformableTransformer(DetectionTransformer):
     def new_box_head(self, *, log_size: float = 0.0) -> MLP:
         """A box head that changes nothing, but for the logits of width and height."""
         head = MLP(self.hidden_dim, self.hidden_dim, 4, num_layers=3)
-        nn.init.zeros_(head.layers[-1].weight)
-        nn.init.zeros_(head.layers[-1].bias)
-        nn.init.constant_(head.layers[-1].bias[2:], log_size)
+        last = head.layers[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        nn.init.constant_(last.bias[2:], log_size)
         return head
 
     def project(self, input_proj: nn.Module, features: Sequence[Tensor]) -> list[Tensor]:
-        levels = [proj(feature) for proj, feature in zip(input_proj, features)]
+        projections = list(input_proj.children())
+        levels = [proj(feature) for proj, feature in zip(projections, features)]
         last = features[-1]
-        for proj in input_proj[len(features) :]:
+        for proj in projections[len(features) :]:
             last = proj(last)
             levels.append(last)
         return levels
@@ -294,17 +300,19 @@ class DeformableTransformer(DetectionTransformer):
         """What the decoder starts from: learned queries, or the encoder's best proposals."""
         batch_size = len(tokens.values)
         if not self.two_stage:
-            position, content = queries.embed.expand(batch_size, -1, -1).chunk(2, dim=-1)
+            position, content = queries.learned_embed().expand(batch_size, -1, -1).chunk(2, dim=-1)
             reference = in_float32(self.reference_points, position).sigmoid()
             return DecoderInput(with_patches(content, queries), position, reference)
         memory, anchors = self.encoder_memory(tokens)
-        logits = in_float32(class_embed[-1], memory)
-        box_logits = in_float32(bbox_embed[-1], memory) + anchors
+        logits = in_float32(_layer_head(class_embed, -1), memory)
+        box_logits = in_float32(_layer_head(bbox_embed, -1), memory) + anchors
         best = best_tokens(logits[..., 0], queries)
         chosen = gather_tokens(box_logits, best).detach()
-        position, content = self.embed_proposals(chosen)
-        if self.mixed_selection:
-            content = queries.embed[: best.shape[1]].expand(batch_size, -1, -1)
+        position, proposed = self.embed_proposals(chosen)
+        if proposed is None:
+            content = queries.learned_embed()[: best.shape[1]].expand(batch_size, -1, -1)
+        else:
+            content = proposed
         # Every target counts as class 0 here: proposals tell objects from background only.
         proposals = AuxiliaryOutputs(Outputs(logits[None], box_logits.sigmoid()[None]), class_agnostic=True)
         return DecoderInput(with_patches(content, queries), position, chosen.sigmoid(), proposals)
@@ -325,7 +333,7 @@ class DeformableTransformer(DetectionTransformer):
             return embedded, None
         return embedded.chunk(2, dim=-1)
 
-    def put_before(self, noised, start: DecoderInput) -> DecoderInput:
+    def put_before(self, noised: NoisedQueries, start: DecoderInput) -> DecoderInput:
         """Noised queries in front of the others."""
         position = start.position
         if position is not None:
@@ -370,6 +378,7 @@ class DeformableTransformer(DetectionTransformer):
 
     def query_position(self, start: DecoderInput, tokens: Tokens, reference: Tensor) -> Tensor:
         """Position ``[B, N, C]`` of the queries in a layer."""
+        assert start.position is not None  # only DINO has none, which overrides this
         return start.position
 
     def normalize_state(self, content: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ head, ``L`` levels, ``P`` points of a level.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -166,7 +167,7 @@ class _LevelAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+    def forward(ctx: Any, value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
         """
         Args:
             value: ``[B, H, W, A, D]``.
@@ -177,14 +178,15 @@ class _LevelAttention(torch.autograd.Function):
             ``[B, Q, A, D]``
         """
         ctx.save_for_backward(value, locations, weights)
-        rows, x, y = _rows_and_fractions(locations, value.shape[1:3])
+        height, width = value.shape[1:3]
+        rows, x, y = _rows_and_fractions(locations, (height, width))
         corner_weights = _bilinear(x, y) * weights.flatten(0, 2)[:, None]
         sums = _weighted_rows(_padded_table(value), _corner_rows(rows, value), corner_weights)
         return sums.unflatten(0, weights.shape[:3])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         value, locations, weights = ctx.saved_tensors
         height, width = value.shape[1:3]
         grad = grad.contiguous().flatten(0, 2)

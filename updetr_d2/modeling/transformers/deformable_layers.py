@@ -90,12 +90,12 @@ def flatten_levels(
         valid.append(
             torch.stack([present[:, 0].float().mean(dim=1), present[:, :, 0].float().mean(dim=1)], -1)
         )
-    padded = paddings[0] is not None
+    padded = [padding for padding in paddings if padding is not None]
     return Tokens(
         values=torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1),
         position=torch.cat(positions, dim=1),
         shapes=[(level.shape[-2], level.shape[-1]) for level in levels],
-        padding=torch.cat([padding.flatten(1) for padding in paddings], dim=1) if padded else None,
+        padding=torch.cat([padding.flatten(1) for padding in padded], dim=1) if padded else None,
         valid=torch.stack(valid, dim=1),
     )
 
@@ -129,6 +129,10 @@ def inverse_sigmoid(x: Tensor, eps: float) -> Tensor:
 
 class LayerStack(nn.Module):
     """A list of layers under the name ``layers``."""
+
+    # Where DINO's checkpoints have them; other transformers have none.
+    norm: nn.Module
+    ref_point_head: nn.Module
 
     def __init__(self, layers: Iterable[nn.Module]) -> None:
         super().__init__()

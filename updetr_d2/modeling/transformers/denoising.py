@@ -7,6 +7,7 @@ at most ``T`` objects in one, ``R`` denoising queries, ``N`` matching queries (t
 from dataclasses import dataclass
 
 import torch
+from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from updetr_d2.modeling.box_ops import cxcywh_to_xyxy, xyxy_to_cxcywh
@@ -58,7 +59,7 @@ class Denoising:
         self.num_classes = num_classes
 
     @classmethod
-    def from_config(cls, cfg) -> "Denoising | None":
+    def from_config(cls, cfg: CfgNode) -> "Denoising | None":
         """None where ``MODEL.DENOISING.NUM_QUERIES`` is 0.
 
         Raises:
@@ -221,7 +222,8 @@ def restored_objects(
     query = group * group_size + target
     layer = torch.arange(num_layers).repeat_interleave(len(image))
     pairs = torch.stack([layer, *(x.repeat(num_layers) for x in (image, query, target))])
-    return Matches(*pairs.to(device, non_blocking=True).unbind())
+    layer, image, query, target = pairs.to(device, non_blocking=True).unbind()
+    return Matches(layer, image, query, target)
 
 
 def _noise_labels(labels: Tensor, *, probability: float, num_classes: int) -> Tensor:

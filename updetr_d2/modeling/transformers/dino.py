@@ -69,7 +69,7 @@ class DINOTransformer(DeformableTransformer):
         box_logits = in_float32(self.enc_out_bbox_embed, memory) + anchors
         best = best_tokens(logits.amax(dim=-1), queries)
         chosen = gather_tokens(box_logits, best)
-        content = queries.embed[: best.shape[1]].expand(len(memory), -1, -1)
+        content = queries.learned_embed()[: best.shape[1]].expand(len(memory), -1, -1)
         proposals = AuxiliaryOutputs(Outputs(gather_tokens(logits, best)[None], chosen.sigmoid()[None]))
         return DecoderInput(with_patches(content, queries), None, chosen.detach().sigmoid(), proposals)
 

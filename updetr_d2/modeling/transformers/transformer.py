@@ -5,9 +5,10 @@ Parameter names are those of the official code, so its checkpoints load as they 
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -87,7 +88,7 @@ class TransformerEncoderLayer(TransformerLayer):
 class TransformerDecoderLayer(TransformerLayer):
     """Self-attention over the object queries, attention over the image tokens, feed-forward network."""
 
-    def __init__(self, *, hidden_dim: int, num_heads: int, dropout: float, **kwargs) -> None:
+    def __init__(self, *, hidden_dim: int, num_heads: int, dropout: float, **kwargs: Any) -> None:
         super().__init__(hidden_dim=hidden_dim, num_heads=num_heads, dropout=dropout, **kwargs)
         self.multihead_attn = MultiheadAttention(hidden_dim, num_heads, dropout=dropout)
         self.norm3 = nn.LayerNorm(hidden_dim)
@@ -201,7 +202,7 @@ class Transformer(DetectionTransformer):
             raise ValueError(f"`hidden_dim` ({hidden_dim}) must be a multiple of `num_heads` ({num_heads}).")
         self.hidden_dim = hidden_dim
         self.position_encoding = SinePositionEncoding(hidden_dim)
-        layer_args = {
+        layer_args: dict[str, Any] = {
             "hidden_dim": hidden_dim,
             "num_heads": num_heads,
             "dim_feedforward": dim_feedforward,
@@ -222,7 +223,7 @@ class Transformer(DetectionTransformer):
                 nn.init.xavier_uniform_(parameter)
 
     @classmethod
-    def from_config(cls, cfg):
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         detr = cfg.MODEL.DETR
         return {
             "hidden_dim": detr.HIDDEN_DIM,
