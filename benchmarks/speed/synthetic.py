@@ -1,5 +1,7 @@
 """Models with random weights and batches of random numbers: what a step costs does not depend on the values."""
 
+from typing import Any
+
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d
@@ -16,7 +18,7 @@ from updetr_d2.tasks.pretraining import PretrainingTask
 def build_random_model(cfg: CfgNode) -> DETR:
     """The model of a config with the same random weights every time, and BatchNorm statistics that matter."""
     torch.manual_seed(0)
-    model: DETR = build_model(cfg)
+    model: Any = build_model(cfg)
     optimize_frozen(model)
     for module in model.modules():
         if isinstance(module, FrozenBatchNorm2d):

@@ -1,5 +1,7 @@
 """UP-DETR pre-training: random query patch detection (Dai et al., CVPR 2021, arXiv 2011.09094, Section 3)."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -95,7 +97,7 @@ class UPDETR(PatchQueryDETR):
             "freeze_backbone": updetr.FREEZE_BACKBONE,
         }
 
-    def train(self, mode: bool = True) -> nn.Module:
+    def train(self, mode: bool = True) -> UPDETR:
         """As for every module, but a frozen CNN stays in evaluation: no new BatchNorm statistics, no dropout."""
         super().train(mode)
         if self.freeze_backbone:
