@@ -60,3 +60,16 @@ def test_with_missing_patches_the_others_keep_their_order():
         assert together[i].pred_patches.tolist() == alone.pred_patches.tolist()
         torch.testing.assert_close(together[i].scores, alone.scores)
         torch.testing.assert_close(together[i].pred_boxes.tensor, alone.pred_boxes.tensor)
+
+
+def test_focal_detections_are_the_best_pairs_of_query_and_class():
+    logits = torch.tensor([[[0.9, 0.1], [0.8, 0.7], [0.2, 0.3]]]).logit()
+    boxes = torch.rand(1, 3, 4)
+    (result,) = detector_postprocess(logits, boxes, [(30, 40)], class_loss="focal", max_detections=3)
+    torch.testing.assert_close(result.scores, torch.tensor([0.9, 0.8, 0.7]))
+    assert result.pred_classes.tolist() == [0, 0, 1]
+    assert result.query.tolist() == [0, 1, 1]
+    expected = absolute_boxes(boxes, [(30, 40)])[0, [0, 1, 1]]
+    torch.testing.assert_close(result.pred_boxes.tensor, expected)
+    (everything,) = detector_postprocess(logits, boxes, [(30, 40)], class_loss="focal", max_detections=100)
+    assert len(everything) == 6
