@@ -173,6 +173,42 @@ def test_supervised_detr_is_as_released(data):
     assert not cfg.MODEL.DETR.REQUIRE_PRETRAINED_TRANSFORMER
 
 
+@pytest.mark.parametrize(
+    ("form", "refine", "two_stage"),
+    [("", False, False), ("refine_", True, False), ("two_stage_", True, True)],
+)
+def test_deformable_detr_is_the_papers(form, refine, two_stage):
+    cfg = load(f"coco/deformable_detr_{form}r50_coco_50ep.yaml")
+    solver, detr, deformable = cfg.SOLVER, cfg.MODEL.DETR, cfg.MODEL.DEFORMABLE
+    assert (solver.BASE_LR, solver.WEIGHT_DECAY, solver.IMS_PER_BATCH) == (2e-4, 1e-4, 32)
+    assert (solver.EPOCHS, solver.EPOCH_STEPS, solver.CLIP_GRADIENTS.CLIP_VALUE) == (50, (40,), 0.1)
+    assert (solver.BACKBONE_MULTIPLIER, solver.SLOW_MULTIPLIER) == (0.1, 0.1)
+    assert solver.SLOW_PARAMETERS == ("sampling_offsets", "reference_points")
+    assert (detr.NUM_QUERIES, detr.DIM_FEEDFORWARD, detr.DROPOUT, detr.NUM_CLASSES) == (300, 1024, 0.1, 80)
+    assert (detr.ENC_LAYERS, detr.DEC_LAYERS, detr.NHEADS, detr.HIDDEN_DIM) == (6, 6, 8, 256)
+    assert (deformable.NUM_LEVELS, deformable.NUM_POINTS) == (4, 4)
+    assert (refine, two_stage) == (deformable.BOX_REFINE, deformable.TWO_STAGE)
+    assert not deformable.MIXED_SELECTION
+    assert not deformable.LOOK_FORWARD_TWICE
+    criterion, matcher = cfg.MODEL.CRITERION, cfg.MODEL.MATCHER
+    assert (criterion.CLASS_LOSS, criterion.FOCAL_ALPHA, criterion.FOCAL_GAMMA) == ("focal", 0.25, 2)
+    assert (criterion.CLASS_WEIGHT, criterion.BBOX_WEIGHT, criterion.GIOU_WEIGHT) == (2, 5, 2)
+    assert (matcher.COST_CLASS, matcher.COST_BBOX, matcher.COST_GIOU) == (2, 5, 2)
+    assert cfg.TEST.DETECTIONS_PER_IMAGE == 100
+
+
+def test_dino_is_the_papers():
+    cfg = load("coco/dino_r50_4scale_coco_12ep.yaml")
+    solver, detr, denoising = cfg.SOLVER, cfg.MODEL.DETR, cfg.MODEL.DENOISING
+    assert (solver.BASE_LR, solver.BACKBONE_MULTIPLIER, solver.IMS_PER_BATCH) == (1e-4, 0.1, 16)
+    assert (solver.EPOCHS, solver.EPOCH_STEPS, solver.SLOW_PARAMETERS) == (12, (11,), ())
+    assert (detr.NUM_QUERIES, detr.DIM_FEEDFORWARD, detr.DROPOUT) == (900, 2048, 0)
+    # 100 pairs of a positive and a negative.
+    assert (denoising.NUM_QUERIES, denoising.LABEL_NOISE, denoising.BOX_NOISE) == (200, 0.5, 1.0)
+    assert (cfg.MODEL.CRITERION.CLASS_WEIGHT, cfg.MODEL.MATCHER.COST_CLASS) == (1, 2)
+    assert cfg.TEST.DETECTIONS_PER_IMAGE == 300
+
+
 def test_template_is_the_recipe_with_classes_from_the_data():
     recipe = flatten(load("coco/updetr_r50_coco_150ep.yaml"))
     template = flatten(load("custom/updetr_r50_finetune.yaml"))

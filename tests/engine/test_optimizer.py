@@ -84,3 +84,13 @@ def test_full_model_clipping(cfg):
     assert full_model_clip_norm(cfg) == 0.1
     clip.CLIP_TYPE = "norm"
     assert full_model_clip_norm(cfg) is None
+
+
+def test_slow_parameters_have_a_learning_rate_of_their_own(cfg):
+    cfg.SOLVER.SLOW_PARAMETERS, cfg.SOLVER.SLOW_MULTIPLIER = ("sampling_offsets",), 0.1
+    layers = {"backbone": nn.Linear(2, 2), "sampling_offsets": nn.Linear(2, 2), "linear": nn.Linear(2, 2)}
+    optimizer = build_optimizer(cfg, nn.ModuleDict(layers))
+    rates = {name: group_of(optimizer, layer.bias)["lr"] for name, layer in layers.items()}
+    assert rates["sampling_offsets"] == pytest.approx(1e-5)
+    assert rates["linear"] == pytest.approx(1e-4)
+    assert rates["backbone"] == pytest.approx(1e-4 * cfg.SOLVER.BACKBONE_MULTIPLIER)

@@ -242,6 +242,9 @@ class DETR(nn.Module):
                     "MODEL.DENOISING.NUM_QUERIES to 0."
                 )
             outputs.auxiliary["dn"] = noised.outputs(*decoded.noised)
+        elif targets is not None and self.label_enc is not None:
+            # Without objects nothing is denoised, but DDP waits for a gradient of the labels' embeddings.
+            outputs.logits = outputs.logits + 0 * self.label_enc.weight.sum()
         self.extra_outputs(outputs, decoded, queries, pyramid)
         return outputs
 

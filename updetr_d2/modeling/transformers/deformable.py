@@ -206,8 +206,10 @@ class DeformableTransformer(DetectionTransformer):
             nn.init.xavier_uniform_(conv.weight)
             if conv.bias is not None:
                 nn.init.zeros_(conv.bias)
+        # A level of a small image may be one token, and a group needs two values.
+        groups = min(_NORM_GROUPS, self.hidden_dim // 2)
         return nn.ModuleList(
-            nn.Sequential(conv, nn.GroupNorm(_NORM_GROUPS, self.hidden_dim)) for conv in projections
+            nn.Sequential(conv, nn.GroupNorm(groups, self.hidden_dim)) for conv in projections
         )
 
     def build_query_embed(self, num_queries: int) -> nn.Embedding | None:
