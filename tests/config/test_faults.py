@@ -205,6 +205,8 @@ CASES = [
 def data_sets(tmp_path_factory):
     root = tmp_path_factory.mktemp("faults")
     write_tiny_coco(root)
+    (root / "masks").mkdir()
+    write_tiny_coco(root / "masks", masks=True)
     (root / "nothing").mkdir()
     return root
 
@@ -219,7 +221,8 @@ def clean_up(root, monkeypatch):
 
 def start_and_train(root: Path, meta_architecture: str, options: list[str], monkeypatch) -> None:
     """What the command line does, for one step; without the report of the environment, which takes a second."""
-    labelled = f"coco:{root}/a.json@{root}/images"
+    labelled_root = root / "masks" if meta_architecture == PANOPTIC else root
+    labelled = f"coco:{labelled_root}/a.json@{labelled_root}/images"
     cfg = tiny_cfg(
         meta_architecture,
         *("DATASETS.TRAIN", (f"folder:{root}/images" if meta_architecture == UPDETR else labelled,)),

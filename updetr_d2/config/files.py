@@ -29,7 +29,10 @@ def get_config_file(name: str) -> str:
     recipes = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
     if name not in recipes:
         similar = difflib.get_close_matches(name, recipes, n=5, cutoff=0.3)
-        raise ValueError(f"There is no config '{name}'; similar ones: {', '.join(similar) or 'none'}.")
+        raise ValueError(
+            f"{name}: there is no such config file, and no recipe of that name; similar ones: "
+            f"{', '.join(similar) or 'none'}."
+        )
     return str(CONFIGS / name)
 
 
