@@ -134,7 +134,7 @@ def test_a_folder_without_a_run_is_named(tmp_path):
 
 def test_recipes_are_found_by_name(tmp_path):
     """The options make the recipe's model a tiny one."""
-    cfg = tiny_cfg("DETR", "MODEL.DETR.NUM_CLASSES", 20)
+    cfg = tiny_cfg("DETR", "MODEL.DETR.NUM_CLASSES", 20, "MODEL.DETR.PRE_NORM", True)
     torch.save({"model": updetr_d2.modeling.DETR(cfg).state_dict()}, tmp_path / "model.pth")
     detr = cfg.MODEL.DETR
     options = ["MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, "MODEL.DEVICE", "cpu"]
