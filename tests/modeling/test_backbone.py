@@ -9,6 +9,7 @@ from detectron2.config import get_cfg
 from detectron2.modeling import build_backbone
 
 from updetr_d2 import add_updetr_config
+from updetr_d2.config.build import arguments_as_keys
 from updetr_d2.modeling.backbone import TimmBackbone
 
 timm = pytest.importorskip("timm")
@@ -150,7 +151,7 @@ def test_stages_behind_the_deepest_feature_are_not_built():
     ],
 )
 def test_names_that_do_not_exist_are_reported_with_those_that_do(name, features, words):
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError) as error, arguments_as_keys():
         TimmBackbone(name=name, out_features=features)
     assert all(word in str(error.value) for word in words)
 

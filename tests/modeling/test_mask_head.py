@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from updetr_d2.config.build import arguments_as_keys
 from updetr_d2.modeling.mask_head import AttentionMap, MaskHead, QueryMasks
 
 B, N, C, A = 2, 5, 128, 8
@@ -111,5 +112,5 @@ class TestMaskHead:
         ],
     )
     def test_impossible_sizes_name_their_key(self, changes, key):
-        with pytest.raises(ValueError, match=key):
+        with pytest.raises(ValueError, match=key), arguments_as_keys():
             MaskHead(**{"hidden_dim": 128, "num_heads": 8, "fpn_channels": (8, 4, 2), **changes})

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from updetr_d2.config.build import arguments_as_keys
 from updetr_d2.modeling.mask_losses import PointSampling, corresponding_values, dice_loss, focal_loss
 
 
@@ -68,5 +69,5 @@ def test_gradient_flows_through_the_points():
 
 @pytest.mark.parametrize("values", [(0, 3.0, 0.75), (10, 0.5, 0.75), (10, 3.0, 1.5)])
 def test_impossible_sampling_names_the_keys(values):
-    with pytest.raises(ValueError, match="TRAIN_NUM_POINTS"):
+    with pytest.raises(ValueError, match="TRAIN_NUM_POINTS"), arguments_as_keys():
         PointSampling(*values)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from updetr_d2.config.build import arguments_as_keys
 from updetr_d2.modeling.transformers.transformer import Transformer
 
 HEADS = 4
@@ -214,5 +215,6 @@ def test_a_recomputed_encoder_has_the_same_gradients_and_keeps_less(pre_norm):
 
 
 def test_heads_must_divide_the_width():
-    with pytest.raises(ValueError, match=r"HIDDEN_DIM \(30\) must be a multiple of MODEL.DETR.NHEADS \(4\)"):
+    message = r"HIDDEN_DIM \(30\) must be a multiple of MODEL.DETR.NHEADS \(4\)"
+    with pytest.raises(ValueError, match=message), arguments_as_keys():
         build(hidden_dim=30)
