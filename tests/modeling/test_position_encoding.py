@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from updetr_d2.config.build import arguments_as_keys
 from updetr_d2.modeling.position_encoding import SinePositionEncoding
 
 
@@ -48,5 +49,5 @@ def test_padding_does_not_move_the_coordinates_of_the_image():
 
 
 def test_width_must_be_a_multiple_of_four():
-    with pytest.raises(ValueError, match=r"HIDDEN_DIM is 30; .* multiple of 4"):
+    with pytest.raises(ValueError, match=r"HIDDEN_DIM is 30; .* multiple of 4"), arguments_as_keys():
         SinePositionEncoding(30)

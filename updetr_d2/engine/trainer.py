@@ -4,7 +4,6 @@ import contextlib
 import logging
 import os
 import re
-import tempfile
 import weakref
 from collections.abc import Iterator
 
@@ -202,8 +201,8 @@ def check_test_sets(cfg: CfgNode) -> None:
         try:
             dataset_dicts = load_dataset_dicts([name], filter_empty=False, key="DATASETS.TEST")
             task.check_test_set(cfg, name, dataset_dicts)
-            with tempfile.TemporaryDirectory() as folder:
-                task.build_evaluator(cfg, name, folder)
+            # In the run's own folder: Detectron2's COCO evaluator keeps annotations there for later.
+            UPDETRTrainer.build_evaluator(cfg, name)
         except (OSError, ValueError, KeyError, TypeError, UnusableImageError) as error:
             raise ValueError(
                 f"'{name}' in DATASETS.TEST cannot be used ({error}); name held-out data there, or '()' to train "
