@@ -50,7 +50,7 @@ def uploaded_file(self: gr.Image, payload: Any) -> str | None:
 
 # Gradio would open pictures itself, and tell visitors the name of a temporary file if one is damaged. Functions
 # get the file as it was uploaded instead. A subclass would make Gradio write a .pyi file beside this one.
-gr.Image.preprocess = uploaded_file  # type: ignore[method-assign]  # on purpose, see above
+gr.Image.preprocess = uploaded_file
 
 
 def in_page(answer: Callable) -> Callable:

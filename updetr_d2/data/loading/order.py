@@ -22,7 +22,7 @@ class PassOrder:
         self._key = (seed, epoch)
         self._block_ends = np.cumsum(block_sizes)
         num_groups = -(-len(block_sizes) // mixed_blocks) if mixed_blocks else 1
-        blocks = np.arange(len(block_sizes))
+        blocks: np.ndarray = np.arange(len(block_sizes))
         if num_groups > 1:
             blocks = np.random.default_rng(self._key).permutation(blocks)
         self._groups = np.array_split(blocks, num_groups)

@@ -21,7 +21,7 @@ def adjust_brightness(image: np.ndarray, factor: float) -> np.ndarray:
 
 def adjust_contrast(image: np.ndarray, factor: float) -> np.ndarray:
     """Blend uint8 RGB H×W×3 with its mean gray (0 gives the gray, 1 the image), clipped."""
-    mean = cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[0]
+    mean = np.ravel(cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)))[0].item()
     return cv2.addWeighted(image, factor, image, 0, mean * (1 - factor) + _ROUND_DOWN)
 
 
