@@ -22,14 +22,6 @@ class RunsCode:
         return os.mkdir, (str(self.path),)
 
 
-@pytest.fixture(params=["weights-only reader", "torch without an allow-list"])
-def torch_version(request, monkeypatch):
-    """Both ways of reading torch files: torch 2.3 has no add_safe_globals."""
-    if request.param == "torch without an allow-list":
-        monkeypatch.delattr(torch.serialization, "add_safe_globals", raising=False)
-
-
-@pytest.mark.usefixtures("torch_version")
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old format"])
 def test_training_checkpoint_with_namespace_is_read(tmp_path, zipped):
     weights = collections.OrderedDict(a=torch.randn(3, 2), b=torch.arange(4), c=torch.randn(2).half())
@@ -46,7 +38,6 @@ def test_training_checkpoint_with_namespace_is_read(tmp_path, zipped):
     assert loaded["args"] == checkpoint["args"]
 
 
-@pytest.mark.skipif(not hasattr(torch.serialization, "get_safe_globals"), reason="torch < 2.4")
 def test_the_allow_list_of_the_process_is_left_as_it_was(tmp_path):
     torch.save({"args": argparse.Namespace()}, tmp_path / "a.pth")
     before = set(torch.serialization.get_safe_globals())
@@ -54,7 +45,6 @@ def test_the_allow_list_of_the_process_is_left_as_it_was(tmp_path):
     assert set(torch.serialization.get_safe_globals()) == before
 
 
-@pytest.mark.usefixtures("torch_version")
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old format"])
 def test_code_in_a_torch_file_is_not_run(tmp_path, zipped):
     path, trace = tmp_path / "evil.pth", tmp_path / "was_here"

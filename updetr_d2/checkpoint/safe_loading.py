@@ -9,7 +9,6 @@ import contextlib
 import os
 import pickle
 import re
-import types
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -57,26 +56,6 @@ class _NumpyUnpickler(_RestrictedUnpickler):
         if name == "_frombuffer" and module in ("numpy.core.numeric", "numpy._core.numeric"):
             return _array_from_buffer  # NumPy 1 and 2 have it in different modules
         return super().find_class(module, name)
-
-
-class _TorchUnpickler(_RestrictedUnpickler):
-    allowed = frozenset(
-        {
-            ("torch._utils", "_rebuild_tensor"),
-            ("torch._utils", "_rebuild_tensor_v2"),
-            ("torch._utils", "_rebuild_parameter"),
-            ("torch", "FloatStorage"),
-            ("torch", "HalfStorage"),
-            ("torch", "BFloat16Storage"),
-            ("torch", "DoubleStorage"),
-            ("torch", "LongStorage"),
-            ("torch", "IntStorage"),
-            ("torch", "ByteStorage"),
-            ("torch", "BoolStorage"),
-            ("argparse", "Namespace"),
-            ("collections", "OrderedDict"),
-        }
-    )
 
 
 def load_state_file(path: str | os.PathLike) -> dict[str, Any]:
@@ -131,11 +110,8 @@ def _load_safetensors(path: str) -> dict[str, torch.Tensor]:
 
 
 def _load_torch(path: str) -> Any:
-    if hasattr(torch.serialization, "add_safe_globals"):
-        with _allow_namespace():
-            return torch.load(path, map_location="cpu", weights_only=True)
-    # torch 2.3 has no allow-list for its weights-only reader; an unpickler with one does the same.
-    return torch.load(path, map_location="cpu", pickle_module=_RESTRICTED_PICKLE)
+    with _allow_namespace():
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 @contextlib.contextmanager
@@ -148,11 +124,3 @@ def _allow_namespace() -> Iterator[None]:
     finally:
         torch.serialization.clear_safe_globals()
         torch.serialization.add_safe_globals(before)
-
-
-def _load_one(file: Any, **options: Any) -> Any:
-    return _TorchUnpickler(file, **options).load()
-
-
-# What torch.load uses of the pickle module.
-_RESTRICTED_PICKLE = types.SimpleNamespace(Unpickler=_TorchUnpickler, load=_load_one, __name__="pickle")
