@@ -84,7 +84,7 @@ def merge_config_file(cfg: CfgNode, path: str) -> None:
         problem = " ".join(str(error).split())
         raise ValueError(f"The config {path} is not YAML ({problem}).") from error
     except OSError as error:
-        raise ValueError(f"The config {path} cannot be read ({error}).") from error
+        raise ValueError(f"{path}: the config cannot be read ({error}).") from error
     except RecursionError as error:
         raise ValueError(f"The config {path} names itself as its _BASE_, or is nested too deeply.") from error
     except (TypeError, AttributeError) as error:  # a list or a number where keys with values should be

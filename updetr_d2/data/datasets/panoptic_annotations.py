@@ -51,6 +51,7 @@ def read_panoptic_png(file_name: str) -> np.ndarray:
     ids = ids[..., 0] if ids.ndim == 3 else ids
     if not np.issubdtype(ids.dtype, np.integer) or ids.min() < 0:
         raise UnusableImageError(file_name, f"holds no ids of segments, but pixels of mode {image.mode}")
+    ids = ids.astype(np.int64)
     return np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)
 
 
