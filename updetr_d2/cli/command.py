@@ -8,6 +8,8 @@ COMMANDS = {
     "train": ("train", "run", "pre-train, fine-tune or evaluate a model"),
     "convert": ("convert", "main", "convert checkpoints of other projects, and back"),
     "demo": ("demo", "main", "draw what a model finds in images"),
+    "proposals": ("proposals", "main", "make boxes for images without labels"),
+    "self-train": ("self_train", "main", "pre-train on boxes that the model of the round before has found"),
     "export": ("export", "main", "write a detector as ONNX"),
     "report": ("report", "main", "one HTML page about one or several runs"),
     "curves": ("curves", "main", "learning curves of several runs in one picture"),

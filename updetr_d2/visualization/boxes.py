@@ -137,6 +137,43 @@ def draw_patch_guesses(
     return pixels_of(figure)
 
 
+def draw_proposals(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    *,
+    clusters: np.ndarray | None = None,
+    true_boxes: np.ndarray | None = None,
+) -> np.ndarray:
+    """The image with numbered boxes, the first on top and thickest, and, dashed, those of labels.
+
+    Args:
+        image: RGB uint8 ``[H, W, 3]``.
+        boxes: ``[N, 4]`` XYXY in the pixels of ``image``, the best first.
+        clusters: ``[N]`` ids to write beside the numbers, or None.
+        true_boxes: ``[T, 4]``, or None where they are unknown.
+
+    Returns:
+        RGB uint8 ``[h', w', 3]`` of the proportions of ``image``.
+    """
+    height, width = image.shape[:2]
+    size = 6.0 / max(height, width)
+    figure = matplotlib.figure.Figure(figsize=(width * size, height * size), dpi=DPI)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.imshow(image, extent=(0, width, height, 0))
+    axes.axis("off")
+    colors = patch_colors(len(boxes))
+    for i in reversed(range(len(boxes))):
+        add_box(axes, boxes[i], colors[i], linewidth=3.5 if i < 3 else 1.5)
+        label = f"{i + 1}" if clusters is None else f"{i + 1}: {clusters[i]}"
+        axes.text(*boxes[i][:2], label, fontsize=8, color="white", verticalalignment="top").set_bbox(
+            {"facecolor": colors[i], "edgecolor": "none", "alpha": 0.85, "pad": 1}
+        )
+    for box in true_boxes if true_boxes is not None else ():
+        add_box(axes, box, "white", linestyle="--", linewidth=1.5)
+    axes.set(xlim=(0, width), ylim=(height, 0))
+    return pixels_of(figure)
+
+
 def patch_colors(count: int) -> np.ndarray:
     """``[count, 3]`` RGB colors in [0, 1] that are told apart easily."""
     hues = matplotlib.colormaps["hsv"](np.arange(count) / max(count, 1))[:, :3]
