@@ -17,6 +17,8 @@ from updetr_d2.modeling.meta_arch.updetr import UPDETR
 
 logger = logging.getLogger(__name__)
 
+# All that tells classes apart, in any detector: the heads of decoder and encoder, the labels of denoising.
+_CLASS_MODULES = ("class_embed", "transformer.enc_out_class_embed", "label_enc")
 # Where Detectron2's R-CNNs keep the stages of a CNN: all in an FPN, or the last one in the box head (C4).
 _RCNN_CNN_PREFIXES = ("backbone.bottom_up.", "roi_heads.")
 
@@ -214,7 +216,8 @@ def describe(model: nn.Module) -> dict[str, object]:
 def modules_to_exclude(checkpoint: dict, model: nn.Module) -> set[str]:
     """Modules of a checkpoint that only pre-training has use for and that ``model`` is not to take."""
     kept = {*getattr(model, "pretraining_only", ()), *getattr(model, "taken_from_pretraining", ())}
-    return set(pretraining_modules(checkpoint)) - kept
+    excluded = set(pretraining_modules(checkpoint)) - kept
+    return excluded.union(_CLASS_MODULES) if "class_embed" in excluded else excluded
 
 
 def pretraining_modules(checkpoint: dict) -> Sequence[str]:

@@ -42,3 +42,7 @@ def main(argv: list[str] | None = None) -> int | None:
         print(f"updetr {name} needs the Python package '{error.name}'; install it first.", file=sys.stderr)
         return 1
     return getattr(module, function)(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

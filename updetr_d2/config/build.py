@@ -14,6 +14,7 @@ ARGUMENT_KEYS = {
     "cost_bbox": "MODEL.MATCHER.COST_BBOX",
     "cost_class": "MODEL.MATCHER.COST_CLASS",
     "cost_giou": "MODEL.MATCHER.COST_GIOU",
+    "distance": "MODEL.CRITERION.FEATURE_LOSS",
     "fpn_channels": "MODEL.MASK_HEAD.IN_FEATURES",
     "fpn_features": "MODEL.MASK_HEAD.IN_FEATURES",
     "freeze_at": "MODEL.BACKBONE.FREEZE_AT",
@@ -34,6 +35,7 @@ ARGUMENT_KEYS = {
     "num_thing_classes": "MODEL.MASK_HEAD.NUM_THING_CLASSES",
     "out_features": "MODEL.TIMM.OUT_FEATURES",
     "oversample_ratio": "MODEL.MASK_HEAD.OVERSAMPLE_RATIO",
+    "target_feature": "MODEL.UPDETR.TARGET_FEATURE",
     "two_stage": "MODEL.DEFORMABLE.TWO_STAGE",
 }
 

@@ -43,6 +43,21 @@ def _add_input_config(cfg: CN) -> None:
     # Seed of the fixed patches that evaluation draws from every image.
     cfg.INPUT.QUERY_PATCH.EVAL_SEED = 0
 
+    # --- Boxes without labels that pre-training learns (docs/PRETRAINING.md) ---
+    cfg.INPUT.PROPOSALS = CN()
+    # File of `updetr proposals` for the images of DATASETS.TRAIN; "" draws random boxes.
+    cfg.INPUT.PROPOSALS.FILE = ""
+    # First boxes of an image that are used (DETReg: 30); of random ones as many are drawn.
+    cfg.INPUT.PROPOSALS.MAX_BOXES = 30
+    # Images with fewer boxes are replaced by others (DETReg: 2).
+    cfg.INPUT.PROPOSALS.MIN_BOXES = 1
+    # Share of the boxes of an image that are random instead, in [0, 1].
+    cfg.INPUT.PROPOSALS.RANDOM_SHARE = 0.0
+    # Classes are the clusters of the file (MODEL.DETR.NUM_CLASSES 0: as many as it has), not one for all.
+    cfg.INPUT.PROPOSALS.CLUSTERS = False
+    # Boxes of which a crop leaves less than this share of the area are dropped.
+    cfg.INPUT.PROPOSALS.MIN_VISIBLE = 0.3
+
     # --- Scale-crop-scale branch of detection fine-tuning (DETR, Appendix A.4) ---
     cfg.INPUT.DETR_CROP = CN()
     # Probability of the branch; 0 turns it off.
@@ -150,7 +165,7 @@ def _add_model_config(cfg: CN) -> None:
     # Largest shift of a corner of a positive box, in half sides of the box; negatives move up to twice as far.
     cfg.MODEL.DENOISING.BOX_NOISE = 1.0
 
-    # --- UP-DETR pre-training (paper, Section 3) ---
+    # --- Pre-training: UP-DETR (paper, Section 3); of ObjectDETR the last three keys ---
     cfg.MODEL.UPDETR = CN()
     # Query patches M per image; must divide MODEL.DETR.NUM_QUERIES. 1 is the single-query version.
     cfg.MODEL.UPDETR.NUM_PATCHES = 10
@@ -165,6 +180,8 @@ def _add_model_config(cfg: CN) -> None:
     cfg.MODEL.UPDETR.MATCH_WITHIN_GROUPS = False
     # Patch feature reconstruction branch.
     cfg.MODEL.UPDETR.FEATURE_RECON = True
+    # Backbone feature that is reconstructed, pooled over the patch; "" for MODEL.DETR.IN_FEATURE.
+    cfg.MODEL.UPDETR.TARGET_FEATURE = ""
     # Freeze the whole CNN, not only the stages below MODEL.BACKBONE.FREEZE_AT.
     cfg.MODEL.UPDETR.FREEZE_BACKBONE = True
 
@@ -188,6 +205,13 @@ def _add_model_config(cfg: CN) -> None:
     cfg.MODEL.CRITERION.BBOX_WEIGHT = 5.0
     cfg.MODEL.CRITERION.GIOU_WEIGHT = 2.0
     cfg.MODEL.CRITERION.FEATURE_WEIGHT = 1.0
+    # Distance of reconstructed features: "normalized_mse" (UP-DETR) or "l1" (DETReg), ...
+    cfg.MODEL.CRITERION.FEATURE_LOSS = "normalized_mse"
+    # ... of every decoder layer or (DETReg) of the last.
+    cfg.MODEL.CRITERION.FEATURE_LAST_LAYER_ONLY = False
+    # Where not every object has a box: queries without a target whose box overlaps no target by more than this IoU
+    # do not count in the class loss (CutLER: 0.01); 0 counts all.
+    cfg.MODEL.CRITERION.DROP_IOU = 0.0
     cfg.MODEL.CRITERION.MASK_WEIGHT = 1.0
     cfg.MODEL.CRITERION.DICE_WEIGHT = 1.0
     # Weight of the "no object" class in the classification loss.

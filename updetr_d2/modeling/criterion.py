@@ -45,9 +45,12 @@ def class_loss(cfg: CfgNode) -> LossTerm:
     criterion, num_classes = cfg.MODEL.CRITERION, cfg.MODEL.DETR.NUM_CLASSES
     if criterion.CLASS_LOSS == "focal":
         return FocalClassLoss(
-            num_classes=num_classes, alpha=criterion.FOCAL_ALPHA, gamma=criterion.FOCAL_GAMMA
+            num_classes=num_classes,
+            alpha=criterion.FOCAL_ALPHA,
+            gamma=criterion.FOCAL_GAMMA,
+            drop_iou=criterion.DROP_IOU,
         )
-    return SoftmaxClassLoss(num_classes=num_classes, eos_coef=criterion.EOS_COEF)
+    return SoftmaxClassLoss(num_classes=num_classes, eos_coef=criterion.EOS_COEF, drop_iou=criterion.DROP_IOU)
 
 
 @LOSS_REGISTRY.register()
@@ -59,7 +62,8 @@ def box_loss(cfg: CfgNode) -> LossTerm:
 @LOSS_REGISTRY.register()
 def feature_loss(cfg: CfgNode) -> LossTerm:
     """Reconstruction of patch features."""
-    return FeatureLoss()
+    criterion = cfg.MODEL.CRITERION
+    return FeatureLoss(distance=criterion.FEATURE_LOSS, last_layer_only=criterion.FEATURE_LAST_LAYER_ONLY)
 
 
 @LOSS_REGISTRY.register()

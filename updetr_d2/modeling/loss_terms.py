@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from updetr_d2.modeling import losses, mask_losses
+from updetr_d2.modeling.box_ops import cxcywh_to_xyxy, pairwise_iou
 from updetr_d2.modeling.matcher import Matches
 from updetr_d2.modeling.outputs import Outputs
 from updetr_d2.modeling.targets import BatchTargets
@@ -48,19 +49,42 @@ def matched_classes(logits: Tensor, targets: BatchTargets, matches: Matches, *, 
     return classes
 
 
+def counted_queries(
+    outputs: Outputs, targets: BatchTargets, matches: Matches, *, drop_iou: float
+) -> Tensor | None:
+    """Which queries the class loss counts if what is not labeled may be an object (DropLoss, arXiv 2301.11320).
+
+    Args:
+        drop_iou: queries without a target whose box overlaps no target by more than this IoU are dropped; 0 drops
+            none.
+
+    Returns:
+        bool ``[L, B, N]``, or None for all.
+    """
+    if drop_iou <= 0:
+        return None
+    targets_exist = torch.arange(targets.boxes.shape[1]) < torch.tensor(targets.counts)[:, None]
+    ious = pairwise_iou(cxcywh_to_xyxy(outputs.boxes.detach().float()), cxcywh_to_xyxy(targets.boxes))
+    counted = ((ious > drop_iou) & targets_exist.to(ious.device)[:, None]).any(dim=-1)
+    counted[matches.layer, matches.image, matches.query] = True
+    return counted
+
+
 class SoftmaxClassLoss(LossTerm):
     """Cross-entropy with a "no object" class (DETR).
 
     Args:
         num_classes: foreground classes K.
         eos_coef: weight of "no object", in (0, 1].
+        drop_iou: see :func:`counted_queries`.
     """
 
     class_weights: Tensor
 
-    def __init__(self, *, num_classes: int, eos_coef: float = 0.1) -> None:
+    def __init__(self, *, num_classes: int, eos_coef: float = 0.1, drop_iou: float = 0.0) -> None:
         super().__init__()
         self.num_classes = num_classes
+        self.drop_iou = drop_iou
         class_weights = torch.ones(num_classes + 1)
         class_weights[-1] = eos_coef
         self.register_buffer("class_weights", class_weights, persistent=False)
@@ -71,7 +95,8 @@ class SoftmaxClassLoss(LossTerm):
         with torch.autocast(outputs.logits.device.type, enabled=False):
             logits = outputs.logits.float()
             classes = matched_classes(logits, targets, matches, no_object=self.num_classes)
-            return {"loss_ce": losses.classification_loss(logits, classes, self.class_weights)}
+            counted = counted_queries(outputs, targets, matches, drop_iou=self.drop_iou)
+            return {"loss_ce": losses.classification_loss(logits, classes, self.class_weights, counted)}
 
     def num_predicted(self, logits: Tensor) -> Tensor:
         return (logits.argmax(dim=-1) != self.num_classes).sum(dim=1)
@@ -83,10 +108,14 @@ class FocalClassLoss(LossTerm):
     Args:
         num_classes: foreground classes K.
         alpha, gamma: of the focal loss.
+        drop_iou: see :func:`counted_queries`.
     """
 
-    def __init__(self, *, num_classes: int, alpha: float = 0.25, gamma: float = 2.0) -> None:
+    def __init__(
+        self, *, num_classes: int, alpha: float = 0.25, gamma: float = 2.0, drop_iou: float = 0.0
+    ) -> None:
         super().__init__()
+        self.drop_iou = drop_iou
         self.num_classes = num_classes
         self.alpha = alpha
         self.gamma = gamma
@@ -97,7 +126,14 @@ class FocalClassLoss(LossTerm):
         with torch.autocast(outputs.logits.device.type, enabled=False):
             logits = outputs.logits.float()
             classes = matched_classes(logits, targets, matches, no_object=self.num_classes)
-            values = losses.sigmoid_focal_loss(logits, classes, num_boxes, alpha=self.alpha, gamma=self.gamma)
+            values = losses.sigmoid_focal_loss(
+                logits,
+                classes,
+                num_boxes,
+                alpha=self.alpha,
+                gamma=self.gamma,
+                counted=counted_queries(outputs, targets, matches, drop_iou=self.drop_iou),
+            )
             return {"loss_ce": values}
 
     def num_predicted(self, logits: Tensor) -> Tensor:
@@ -125,7 +161,26 @@ class BoxLoss(LossTerm):
 
 
 class FeatureLoss(LossTerm):
-    """Distance of reconstructed features of matched queries from those of the targets (UP-DETR, Section 3.2)."""
+    """Distance of reconstructed features of matched queries from those of the targets (UP-DETR, Section 3.2).
+
+    Args:
+        distance: "normalized_mse" (UP-DETR) or "l1" (DETReg), see ``losses.py``.
+        last_layer_only: leave out the decoder layers before the last.
+
+    Raises:
+        ValueError: for another distance.
+    """
+
+    def __init__(self, *, distance: str = "normalized_mse", last_layer_only: bool = False) -> None:
+        super().__init__()
+        distances = {
+            "normalized_mse": losses.feature_reconstruction_loss,
+            "l1": losses.feature_l1_loss,
+        }
+        if distance not in distances:
+            raise ValueError(f"`distance` is '{distance}'; use one of {', '.join(distances)}.")
+        self.distance = distances[distance]
+        self.last_layer_only = last_layer_only
 
     def applies(self, outputs: Outputs) -> bool:
         return outputs.features is not None
@@ -135,13 +190,14 @@ class FeatureLoss(LossTerm):
     ) -> dict[str, Tensor]:
         assert outputs.features is not None and targets.features is not None
         num_layers = len(outputs.logits)
+        if self.last_layer_only:
+            matches = matches.last_layer_only(num_layers)
         with torch.autocast(outputs.logits.device.type, enabled=False):
             # Counted from the end: the features may have more layers than are trained.
             features = outputs.features[matches.layer - num_layers, matches.image, matches.query]
-            values = losses.feature_reconstruction_loss(
-                features.float(), targets.features[matches.image, matches.target].float()
-            )
-            return {"loss_feature": losses.sum_per_layer(values, matches.layer, num_layers) / num_boxes}
+            values = self.distance(features.float(), targets.features[matches.image, matches.target].float())
+            summed = losses.sum_per_layer(values, matches.layer, num_layers) / num_boxes
+            return {"loss_feature": summed[-1:] if self.last_layer_only else summed}
 
 
 class MaskLoss(LossTerm):

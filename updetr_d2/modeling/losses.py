@@ -16,13 +16,16 @@ def sum_per_layer(values: Tensor, layer: Tensor, num_layers: int) -> Tensor:
     return values.new_zeros(num_layers).index_add(0, layer, values)
 
 
-def classification_loss(logits: Tensor, target_classes: Tensor, class_weights: Tensor) -> Tensor:
+def classification_loss(
+    logits: Tensor, target_classes: Tensor, class_weights: Tensor, counted: Tensor | None = None
+) -> Tensor:
     """Cross-entropy over all queries, a weighted mean in each layer (DETR, Equation 2).
 
     Args:
         logits: float32 ``[L, B, N, K+1]``.
         target_classes: int64 ``[L, B, N]`` in [0, K]; K is "no object".
         class_weights: ``[K+1]``.
+        counted: bool ``[L, B, N]``, False where a query is left out; None for all.
 
     Returns:
         ``[L]``
@@ -31,8 +34,12 @@ def classification_loss(logits: Tensor, target_classes: Tensor, class_weights: T
     losses = F.cross_entropy(
         logits.flatten(0, 2), target_classes.flatten(), weight=class_weights, reduction="none"
     )
-    weights = class_weights[target_classes].reshape(num_layers, -1)
-    return losses.reshape(num_layers, -1).sum(dim=1) / weights.sum(dim=1)
+    losses, weights = (x.reshape(num_layers, -1) for x in (losses, class_weights[target_classes]))
+    if counted is None:
+        return losses.sum(dim=1) / weights.sum(dim=1)
+    kept = counted.reshape(num_layers, -1).to(losses.dtype)
+    total = (weights * kept).sum(dim=1)
+    return (losses * kept).sum(dim=1) / total.clamp(min=torch.finfo(total.dtype).tiny)
 
 
 def sigmoid_focal_loss(
@@ -42,6 +49,7 @@ def sigmoid_focal_loss(
     *,
     alpha: float = 0.25,
     gamma: float = 2.0,
+    counted: Tensor | None = None,
 ) -> Tensor:
     """Focal loss of K independent classes (Lin et al., ICCV 2017), summed in each layer, per matched box.
 
@@ -51,6 +59,7 @@ def sigmoid_focal_loss(
         num_boxes: what the sum is divided by, a number or a tensor ``[]``.
         alpha: weight of positives; that of negatives is 1 − alpha.
         gamma: the larger, the less easy examples count.
+        counted: bool ``[L, B, N]``, False where a query is left out; None for all.
 
     Returns:
         float32 ``[L]``
@@ -59,6 +68,8 @@ def sigmoid_focal_loss(
     classes = torch.arange(logits.shape[-1], device=logits.device)
     targets = (target_classes[..., None] == classes).to(logits.dtype)
     losses = ops.sigmoid_focal_loss(logits, targets, alpha=alpha, gamma=gamma, reduction="none")
+    if counted is not None:
+        losses = losses * counted[..., None]
     return losses.flatten(1).sum(dim=1) / num_boxes
 
 
@@ -96,6 +107,11 @@ def feature_reconstruction_loss(features: Tensor, target_features: Tensor) -> Te
     """Squared distance of l2-normalised features ``[P, D]`` -> ``[P]``, in [0, 4] (paper, Section 3.2)."""
     difference = F.normalize(features, dim=-1) - F.normalize(target_features, dim=-1)
     return difference.square().sum(dim=-1)
+
+
+def feature_l1_loss(features: Tensor, target_features: Tensor) -> Tensor:
+    """Mean absolute difference of features ``[P, D]`` -> ``[P]`` (DETReg)."""
+    return (features - target_features).abs().mean(dim=-1)
 
 
 def class_error(logits: Tensor, target_classes: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""UP-DETR's pre-training: find random query patches of unlabelled images."""
+"""UP-DETR's pre-training: find query patches of unlabelled images, random ones or what proposals show."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,14 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from updetr_d2.config.checks import check_detr_config
+from updetr_d2.data.dataset_mappers.objects import ObjectDatasetMapper
 from updetr_d2.data.dataset_mappers.query_patch import QueryPatchDatasetMapper
 from updetr_d2.data.datasets.names import DatasetDicts
 from updetr_d2.evaluation.query_patch import QueryPatchEvaluator
 from updetr_d2.tasks.base import TASKS, QueryPatches, Task
 from updetr_d2.tasks.build import build_test_loader
 from updetr_d2.tasks.findings import Findings, PredictedClasses, draw_patches
+from updetr_d2.tasks.object_pretraining import check_proposals, derive_num_clusters
 from updetr_d2.visualization.boxes import draw_query_patch_sample, save_picture
 
 
@@ -37,9 +39,17 @@ class PretrainingTask(Task):
     def num_classes_key(self, cfg: CfgNode) -> str | None:
         return None
 
+    def derive_num_classes(self, cfg: CfgNode, dataset_names: Sequence[str]) -> CfgNode:
+        return derive_num_clusters(cfg)
+
+    def check_training_set(self, cfg: CfgNode, dataset_dicts: DatasetDicts) -> None:
+        check_proposals(cfg, dataset_dicts)
+
     def build_mapper(
         self, cfg: CfgNode, *, is_train: bool, dataset_dicts: DatasetDicts | None = None
     ) -> Callable[[dict], dict]:
+        if is_train and cfg.INPUT.PROPOSALS.FILE:
+            return ObjectDatasetMapper(cfg, patch_queries=True)
         return QueryPatchDatasetMapper(cfg, is_train)
 
     def training_hooks(self, cfg: CfgNode) -> list[HookBase]:

@@ -1,12 +1,14 @@
 """From a dataset dict to a sample: one mapper for each task."""
 
 from updetr_d2.data.dataset_mappers.detection import DETRDatasetMapper
+from updetr_d2.data.dataset_mappers.objects import ObjectDatasetMapper
 from updetr_d2.data.dataset_mappers.oneshot import OneShotDatasetMapper
 from updetr_d2.data.dataset_mappers.panoptic import PanopticDETRDatasetMapper
 from updetr_d2.data.dataset_mappers.query_patch import QueryPatchDatasetMapper
 
 __all__ = [
     "DETRDatasetMapper",
+    "ObjectDatasetMapper",
     "OneShotDatasetMapper",
     "PanopticDETRDatasetMapper",
     "QueryPatchDatasetMapper",

@@ -75,7 +75,7 @@ class QueryPatchDatasetMapper:
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
         num_classes = cfg.MODEL.DETR.NUM_CLASSES
-        if num_classes not in (1, 2):
+        if num_classes not in (1, 2) and not cfg.INPUT.PROPOSALS.CLUSTERS:
             raise ValueError(
                 f"MODEL.DETR.NUM_CLASSES = {num_classes} does not fit pre-training: use 2 (as in official "
                 "checkpoints, patches have label 1) or 1."

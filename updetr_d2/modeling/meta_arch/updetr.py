@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,8 +12,8 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from updetr_d2.modeling.meta_arch.detr import output_sizes
+from updetr_d2.modeling.meta_arch.object_detr import ObjectDETR
 from updetr_d2.modeling.meta_arch.patch_queries import PatchQueryDETR
-from updetr_d2.modeling.mlp import MLP
 from updetr_d2.modeling.outputs import Outputs
 from updetr_d2.modeling.postprocessing import query_patch_postprocess
 from updetr_d2.modeling.targets import BatchTargets
@@ -24,7 +23,7 @@ __all__ = ["UPDETR"]
 
 
 @META_ARCH_REGISTRY.register()
-class UPDETR(PatchQueryDETR):
+class UPDETR(ObjectDETR, PatchQueryDETR):
     """DETR whose object queries carry the features of query patches that it has to find in the image.
 
     The N object queries form M groups of N/M; patch j belongs to group j, and queries of different groups do
@@ -36,9 +35,7 @@ class UPDETR(PatchQueryDETR):
         query_shuffle: permute the object query embeddings in training.
         attention_mask: keep queries of different groups from attending to each other.
         match_within_groups: match the box of a patch with queries of its own group only.
-        feature_recon: reconstruct the patch feature from each query.
-        freeze_backbone: change nothing of the CNN, neither weights nor BatchNorm statistics.
-        **detr_args: as for :class:`DETR`.
+        **object_detr_args: as for :class:`ObjectDETR`.
 
     Raises:
         ValueError: if ``num_patches`` does not divide ``num_queries`` or ``mask_ratio`` is out of range.
@@ -56,11 +53,9 @@ class UPDETR(PatchQueryDETR):
         query_shuffle: bool = False,
         attention_mask: bool = True,
         match_within_groups: bool = False,
-        feature_recon: bool = True,
-        freeze_backbone: bool = True,
-        **detr_args: Any,
+        **object_detr_args: Any,
     ) -> None:
-        super().__init__(**detr_args)
+        super().__init__(**object_detr_args)
         if num_patches < 1 or self.num_queries % num_patches:
             divisors = [m for m in range(1, self.num_queries + 1) if self.num_queries % m == 0]
             raise ValueError(
@@ -75,13 +70,6 @@ class UPDETR(PatchQueryDETR):
         self.query_shuffle = query_shuffle
         self.attention_mask = attention_mask
         self.match_within_groups = match_within_groups
-        hidden_dim = self.transformer.hidden_dim
-        self.feature_align = (
-            MLP(hidden_dim, hidden_dim, self.feature_dim, num_layers=2) if feature_recon else None
-        )
-        self.freeze_backbone = freeze_backbone
-        if freeze_backbone:
-            self.backbone.requires_grad_(False).eval()
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -93,16 +81,7 @@ class UPDETR(PatchQueryDETR):
             "query_shuffle": updetr.QUERY_SHUFFLE,
             "attention_mask": updetr.ATTENTION_MASK,
             "match_within_groups": updetr.MATCH_WITHIN_GROUPS,
-            "feature_recon": updetr.FEATURE_RECON,
-            "freeze_backbone": updetr.FREEZE_BACKBONE,
         }
-
-    def train(self, mode: bool = True) -> UPDETR:
-        """As for every module, but a frozen CNN stays in evaluation: no new BatchNorm statistics, no dropout."""
-        super().train(mode)
-        if self.freeze_backbone:
-            self.backbone.eval()
-        return self
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
         """
@@ -116,10 +95,6 @@ class UPDETR(PatchQueryDETR):
             ``pred_boxes``, ``scores``, ``pred_patches``, the best query of each patch's group first.
         """
         return super().forward(batched_inputs)
-
-    def extract_features(self, images: Tensor) -> dict[str, Tensor]:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_backbone):
-            return super().extract_features(images)
 
     def make_queries(self, batched_inputs: Sequence[dict]) -> Queries:
         return self.compose_queries(self.encode_patches(batched_inputs))
@@ -170,12 +145,14 @@ class UPDETR(PatchQueryDETR):
         return group[:, None] != group[None, :]
 
     def extra_outputs(self, outputs: Outputs, decoded: Decoded, queries: Queries, pyramid: Pyramid) -> None:
+        super().extra_outputs(outputs, decoded, queries, pyramid)
         outputs.patch_features = queries.patch_features
-        if self.feature_align is not None:
-            outputs.features = LazyFeatures(self.feature_align, decoded.states)
 
     def add_targets(self, targets: BatchTargets, batched_inputs: list[dict], outputs: Outputs) -> None:
-        targets.features = outputs.patch_features
+        if self.target_feature == self.in_feature:
+            targets.features = outputs.patch_features
+        else:
+            super().add_targets(targets, batched_inputs, outputs)
         if self.match_within_groups:
             targets.group_size = self.group_size
 
@@ -190,22 +167,3 @@ class UPDETR(PatchQueryDETR):
             class_loss=self.class_loss,
         )
         return [{"instances": each} for each in instances]
-
-
-@dataclass
-class LazyFeatures:
-    """Reconstructed features ``[L, B, N, D]`` that are computed where they are indexed.
-
-    Training asks for those of matched queries only, a tenth of them or fewer.
-
-    Attributes:
-        head: from C channels to D.
-        states: decoder states ``[L, B, N, C]``.
-    """
-
-    head: nn.Module
-    states: Tensor
-
-    def __getitem__(self, index: Any) -> Tensor:
-        """What ``features[index]`` would be, for any index of the first three dimensions."""
-        return self.head(self.states[index])
