@@ -27,7 +27,7 @@ def cfg(request) -> CfgNode:
     cfg.MODEL.DETR.NUM_CLASSES = cfg.MODEL.DETR.NUM_CLASSES or 3  # 0: from a data set
     cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 20
     cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 8
-    if cfg.MODEL.META_ARCHITECTURE == "UPDETR":
+    if cfg.MODEL.META_ARCHITECTURE in ("UPDETR", "ObjectDETR"):
         cfg.INPUT.QUERY_PATCH.SIZE = 64
     return cfg
 
@@ -35,7 +35,7 @@ def cfg(request) -> CfgNode:
 def random_sample(cfg: CfgNode, *, is_train: bool) -> dict:
     sample = {"image": torch.randint(256, (3, SIZE, SIZE), dtype=torch.uint8), "height": 50, "width": 50}
     num_objects = 2
-    if cfg.MODEL.META_ARCHITECTURE in ("UPDETR", "OneShotDETR"):
+    if cfg.MODEL.META_ARCHITECTURE in ("UPDETR", "ObjectDETR", "OneShotDETR"):
         num_objects = cfg.MODEL.UPDETR.NUM_PATCHES if cfg.MODEL.META_ARCHITECTURE == "UPDETR" else 1
         side = cfg.INPUT.QUERY_PATCH.SIZE
         sample["patches"] = torch.randint(256, (num_objects, 3, side, side), dtype=torch.uint8)

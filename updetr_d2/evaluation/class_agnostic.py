@@ -97,6 +97,8 @@ def class_agnostic_metrics(
         objects: by image, each with ``bbox`` (XYWH) and ``iscrowd``.
         predictions: by image, ``[N, 5]`` of XYWH and score.
     """
+    if not any(len(boxes) for boxes in predictions.values()):
+        return dict.fromkeys(_STATISTICS, 0.0)
     ids = {name: i for i, name in enumerate(objects, start=1)}
     annotations = [
         {**each, "image_id": ids[name], "category_id": 1, "area": each["bbox"][2] * each["bbox"][3]}

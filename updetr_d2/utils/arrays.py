@@ -31,7 +31,7 @@ def write_arrays(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
         if array.dtype.hasobject:
             raise ValueError(f"The array '{name}' holds Python objects; only numbers and texts are written.")
     with replacing(path) as file:
-        np.savez(file, **arrays)
+        np.savez(file, **{name: np.asarray(array, order="C") for name, array in arrays.items()})
 
 
 def map_arrays(path: str | Path) -> dict[str, np.ndarray]:

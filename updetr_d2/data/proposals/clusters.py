@@ -18,7 +18,7 @@ from updetr_d2.data.transforms.resize import resize_uint8
 
 # Features that k-means sees in one step.
 _BATCH = 8192
-_NUM_STEPS = 300
+_NUM_STEPS = 100
 # Features for each cluster that the first centers are chosen from.
 _FEATURES_PER_START = 32
 
