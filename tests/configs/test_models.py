@@ -36,7 +36,8 @@ def random_sample(cfg: CfgNode, *, is_train: bool) -> dict:
     sample = {"image": torch.randint(256, (3, SIZE, SIZE), dtype=torch.uint8), "height": 50, "width": 50}
     num_objects = 2
     if cfg.MODEL.META_ARCHITECTURE in ("UPDETR", "ObjectDETR", "OneShotDETR"):
-        num_objects = cfg.MODEL.UPDETR.NUM_PATCHES if cfg.MODEL.META_ARCHITECTURE == "UPDETR" else 1
+        counts = {"UPDETR": cfg.MODEL.UPDETR.NUM_PATCHES, "ObjectDETR": 2, "OneShotDETR": 1}
+        num_objects = counts[cfg.MODEL.META_ARCHITECTURE]
         side = cfg.INPUT.QUERY_PATCH.SIZE
         sample["patches"] = torch.randint(256, (num_objects, 3, side, side), dtype=torch.uint8)
     if is_train:

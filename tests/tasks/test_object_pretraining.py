@@ -62,7 +62,7 @@ def test_proposals_of_other_images_are_refused_at_the_start(cfg, tmp_path):
     dataset_dicts = load_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False)
     task_of(cfg).check_training_set(cfg, dataset_dicts)
     others = [{**each, "image_id": f"other/{each['image_id']}"} for each in dataset_dicts]
-    with pytest.raises(ValueError, match="knows none of the images of DATASETS.TRAIN"):
+    with pytest.raises(ValueError, match=r"knows none of the images of DATASETS\.TRAIN"):
         task_of(cfg).check_training_set(cfg, others)
 
 

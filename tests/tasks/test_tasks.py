@@ -41,7 +41,7 @@ def test_tabs_of_the_demo_page():
         "detection": ("detection",),
         "panoptic": ("detection", "panoptic"),
         "pretraining": ("patches",),
-        "object_pretraining": ("detection",),
+        "pretraining_objects": ("detection",),
         "oneshot": ("one_shot",),
     }
 

@@ -64,7 +64,7 @@ def check_proposals(cfg: CfgNode, dataset_dicts: DatasetDicts) -> None:
 class ObjectPretrainingTask(Task):
     """No labels in training: the objects are boxes of a file, or random."""
 
-    name = "object_pretraining"
+    name = "pretraining_objects"
 
     def check_config(self, cfg: CfgNode) -> None:
         super().check_config(cfg)

@@ -38,7 +38,7 @@ class ObjectDETR(DETR):
         ValueError: if the backbone lacks the feature.
     """
 
-    task = "object_pretraining"
+    task = "pretraining_objects"
     pretraining_only = ("class_embed", "feature_align")  # the class head says "is an object", or a cluster
 
     @configurable
