@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     args = get_parser().parse_intermixed_args(argv)
     setup_logger(name="updetr_d2")
-    logging.getLogger("fvcore").setLevel(logging.WARNING)
+    logging.getLogger("fvcore").setLevel(logging.ERROR)  # it lists the weights that no CNN has
     try:
         run(args)
     except (ValueError, OSError) as error:
