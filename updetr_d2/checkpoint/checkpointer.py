@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 _CLASS_MODULES = ("class_embed", "transformer.enc_out_class_embed", "label_enc")
 # Where Detectron2's R-CNNs keep the stages of a CNN: all in an FPN, or the last one in the box head (C4).
 _RCNN_CNN_PREFIXES = ("backbone.bottom_up.", "roi_heads.")
+# Where timm keeps the layers of a vision transformer that gives features.
+_TIMM_PREFIX = "backbone.model."
 
 
 class UPDETRCheckpointer(DetectionCheckpointer):
@@ -185,7 +187,7 @@ class UPDETRCheckpointer(DetectionCheckpointer):
 
 
 def place_cnn(weights: dict, names: set[str]) -> dict:
-    """Rename the CNN of a checkpoint (``backbone.*``) to where a Faster R-CNN has it.
+    """Rename the CNN of a checkpoint (``backbone.*``) to where a Faster R-CNN, or a vision transformer, has it.
 
     Args:
         weights: state dict of a checkpoint.
@@ -195,10 +197,12 @@ def place_cnn(weights: dict, names: set[str]) -> dict:
         the state dict, in which names that the model has stay as they are.
     """
 
+    prefixes = (*_RCNN_CNN_PREFIXES, _TIMM_PREFIX)
+
     def place(name: str) -> str:
         if name in names or not name.startswith("backbone."):
             return name
-        candidates = (prefix + name.removeprefix("backbone.") for prefix in _RCNN_CNN_PREFIXES)
+        candidates = (prefix + name.removeprefix("backbone.") for prefix in prefixes)
         return next((candidate for candidate in candidates if candidate in names), name)
 
     return {place(name): tensor for name, tensor in weights.items()}

@@ -151,6 +151,8 @@ def _create_features_model(timm: ModuleType, name: str, in_channels: int, **opti
     if not timm.is_model(name):
         similar = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.4)
         raise ValueError(f"`name` is '{name}', which timm does not have; similar names: {similar}.")
+    if name.split(".")[0] in timm.list_models(module="vision_transformer"):
+        options["dynamic_img_size"] = True  # else images of one size only
     try:
         return timm.create_model(name, pretrained=False, features_only=True, in_chans=in_channels, **options)
     except (RuntimeError, AttributeError, AssertionError) as error:

@@ -165,7 +165,8 @@ def draw_proposals(
     for i in reversed(range(len(boxes))):
         add_box(axes, boxes[i], colors[i], linewidth=3.5 if i < 3 else 1.5)
         label = f"{i + 1}" if clusters is None else f"{i + 1}: {clusters[i]}"
-        axes.text(*boxes[i][:2], label, fontsize=8, color="white", verticalalignment="top").set_bbox(
+        x0, y0 = boxes[i][:2]
+        axes.text(x0, y0, label, fontsize=8, color="white", verticalalignment="top").set_bbox(
             {"facecolor": colors[i], "edgecolor": "none", "alpha": 0.85, "pad": 1}
         )
     for box in true_boxes if true_boxes is not None else ():

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from detectron2.config import CfgNode
+from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
 from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
@@ -30,6 +31,7 @@ class FrozenCNN(nn.Module):
 
     def __init__(self, cfg: CfgNode, features: Sequence[str]) -> None:
         super().__init__()
+        self.backbone: Backbone
         self.backbone, self.features = _build(cfg, features)
         if not cfg.MODEL.WEIGHTS:
             raise ValueError("MODEL.WEIGHTS is empty; name the weights of the CNN.")
@@ -62,7 +64,7 @@ class FrozenCNN(nn.Module):
         return {name: features[name] for name in self.features}
 
 
-def _build(cfg: CfgNode, wanted: Sequence[str]) -> tuple[nn.Module, list[str]]:
+def _build(cfg: CfgNode, wanted: Sequence[str]) -> tuple[Backbone, list[str]]:
     """The backbone and which of the features it has; Detectron2's ResNets and timm's are told to give them."""
     keys = {
         "build_timm_backbone": "MODEL.TIMM.OUT_FEATURES",

@@ -22,7 +22,8 @@ class SelectiveSearch(ProposalSource):
 
     def __init__(self, options: SourceOptions) -> None:
         super().__init__(options)
-        if not hasattr(cv2, "ximgproc"):
+        self._module = getattr(cv2, "ximgproc", None)
+        if self._module is None:
             raise ValueError(
                 "--source selective_search needs OpenCV's contributed modules: pip install "
                 "opencv-contrib-python-headless in the place of opencv-python-headless."
@@ -30,7 +31,7 @@ class SelectiveSearch(ProposalSource):
 
     def __call__(self, image: np.ndarray, dataset_dict: dict) -> tuple[np.ndarray, np.ndarray]:
         cv2.setRNGSeed(self.options.seed)  # its ranks are partly random
-        search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
+        search = self._module.segmentation.createSelectiveSearchSegmentation()
         search.setBaseImage(cv2.cvtColor(resize_uint8(image, height=_SIDE, width=_SIDE), cv2.COLOR_RGB2BGR))
         search.switchToSelectiveSearchFast()
         corners_and_sizes = np.asarray(search.process(), np.float64).reshape(-1, 4)

@@ -39,7 +39,10 @@ class ObjectDETR(DETR):
     """
 
     task = "pretraining_objects"
-    pretraining_only = ("class_embed", "feature_align")  # the class head says "is an object", or a cluster
+    pretraining_only: tuple[str, ...] = (
+        "class_embed",
+        "feature_align",
+    )  # the class head says "is an object", or a cluster
 
     @configurable
     def __init__(
