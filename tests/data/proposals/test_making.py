@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from helpers import RESNET18, save_tiny_model
 from PIL import Image
 
 from updetr_d2.cli import proposals as cli
@@ -174,3 +175,33 @@ def test_recall_counts_objects_that_the_first_boxes_overlap(photos, tmp_path):
     proposals = Proposals.load(tmp_path / "boxes.npz")
     assert recall_of_first_boxes(proposals, labeled, numbers=(1, 2)) == {1: 0.0, 2: 0.5}
     assert recall_of_first_boxes(proposals, dataset_dicts(photos)) == {}
+
+
+def test_clusters_of_a_network_s_features_lie_beside_the_boxes(photos, tmp_path):
+    save_tiny_model(tmp_path, "DETR", *RESNET18)
+    network = ["--config-file", str(tmp_path / "config.yaml"), "MODEL.WEIGHTS", str(tmp_path / "model.pth")]
+    options = ("--source", "features", "--boxes", "4", "--cluster", "3", "--crop", "64")
+    assert run(photos, tmp_path / "boxes.npz", *options, "--show", "1", *network) == 0
+    made = Proposals.load(tmp_path / "boxes.npz")
+    assert (len(made), made.num_clusters, len(made.clusters)) == (7, 3, len(made.boxes))
+    assert set(made.clusters.tolist()) == {0, 1, 2}
+    assert run(photos, tmp_path / "again.npz", *options, "--workers", "1", *network) == 0
+    assert (tmp_path / "boxes.npz").read_bytes() == (tmp_path / "again.npz").read_bytes()
+    plain = ("--source", "features", "--boxes", "4")
+    assert run(photos, tmp_path / "plain.npz", *plain, *network) == 0
+    np.testing.assert_array_equal(Proposals.load(tmp_path / "plain.npz").boxes, made.boxes)
+
+
+@pytest.mark.parametrize("architecture", ["ObjectDETR", "UPDETR"])
+def test_boxes_of_a_pretrained_model_are_what_it_finds(photos, tmp_path, architecture):
+    save_tiny_model(tmp_path, architecture, "MODEL.DETR.NUM_CLASSES", 2)
+    network = ["--config-file", str(tmp_path / "config.yaml"), "MODEL.WEIGHTS", str(tmp_path / "model.pth")]
+    options = ("--source", "model", "--boxes", "5", "--min-score", "0.01")
+    assert run(photos, tmp_path / "boxes.npz", *options, *network) == 0
+    made = Proposals.load(tmp_path / "boxes.npz")
+    assert len(made) == 7
+    for path in photos.glob("?.png"):
+        found = made.find(path.name)
+        assert 1 <= len(found.boxes) <= 5
+        assert (np.diff(found.scores) <= 0).all()
+        assert ((found.scores >= 0.01) & (found.scores <= 1)).all()

@@ -39,10 +39,8 @@ class ObjectDETR(DETR):
     """
 
     task = "pretraining_objects"
-    pretraining_only: tuple[str, ...] = (
-        "class_embed",
-        "feature_align",
-    )  # the class head says "is an object", or a cluster
+    # The class head says "is an object", or which cluster.
+    pretraining_only: tuple[str, ...] = ("class_embed", "feature_align")
 
     @configurable
     def __init__(
