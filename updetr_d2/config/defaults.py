@@ -140,6 +140,11 @@ def _add_model_config(cfg: CN) -> None:
     cfg.MODEL.DEFORMABLE.MIXED_SELECTION = False
     # The loss of a layer's boxes reaches the layer before (DINO).
     cfg.MODEL.DEFORMABLE.LOOK_FORWARD_TWICE = False
+    # Of proposals with a larger IoU only the best becomes a query; 1 takes all.
+    cfg.MODEL.DEFORMABLE.PROPOSAL_NMS_THRESH = 1.0
+    # All tokens in the middle of an object, of this share of its sides, learn to propose it: a dense signal for
+    # few labels. 0 matches proposals as queries are.
+    cfg.MODEL.DEFORMABLE.CENTER_RADIUS = 0.0
 
     # --- Contrastive denoising (DINO, Section 3.3), for two stages and focal loss ---
     cfg.MODEL.DENOISING = CN()
@@ -174,6 +179,10 @@ def _add_model_config(cfg: CN) -> None:
     cfg.MODEL.MATCHER.COST_CLASS = 1.0
     cfg.MODEL.MATCHER.COST_BBOX = 5.0
     cfg.MODEL.MATCHER.COST_GIOU = 2.0
+    # Of IoUMatcher: a query learns the object that its box overlaps at least so much, ...
+    cfg.MODEL.MATCHER.IOU_THRESH = 0.6
+    # ... at most so many queries for each object.
+    cfg.MODEL.MATCHER.MAX_PER_TARGET = 4
 
     cfg.MODEL.CRITERION = CN()
     cfg.MODEL.CRITERION.NAME = "SetCriterion"
