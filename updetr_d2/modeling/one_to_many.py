@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor
+from torch.nn import functional as F
 
 from updetr_d2.modeling.box_ops import cxcywh_to_xyxy, pairwise_iou
 from updetr_d2.modeling.matcher import MATCHER_REGISTRY, Matches
@@ -67,6 +68,8 @@ class IoUMatcher:
         if targets.group_size is not None:
             group = torch.arange(num_queries, device=iou.device) // targets.group_size
             iou = iou.masked_fill(group[:, None] != index, -1.0)
+        if not torch.isfinite(boxes).all():
+            raise FloatingPointError("The overlaps are not finite because of: predicted boxes.")
         if num_targets == 0:
             return _as_matches(torch.full(iou.shape[:-1], -1, device=iou.device))
         best, target = iou.max(dim=-1)
@@ -76,7 +79,7 @@ class IoUMatcher:
         target = target.masked_fill(~belongs, -1)
         # Every target gets its best query, even where another one overlaps that query more.
         first = ranked.indices[..., 0, :].masked_fill(ranked.values[..., 0, :] < 0, num_queries)
-        padded = torch.nn.functional.pad(target, (0, 1))
+        padded = F.pad(target, (0, 1))
         padded.scatter_(-1, first, index.expand_as(first))
         return _as_matches(padded[..., :-1])
 
@@ -111,7 +114,7 @@ def match_centers(centers: Tensor, targets: BatchTargets, *, radius: float) -> M
     nearest = (
         distance.masked_fill(~present, float("inf")).argmin(dim=1).masked_fill(~present[:, 0], num_tokens)
     )
-    padded = torch.nn.functional.pad(target, (0, 1))
+    padded = F.pad(target, (0, 1))
     padded.scatter_(-1, nearest, index.expand_as(nearest))
     return _as_matches(padded[None, :, :-1])
 
