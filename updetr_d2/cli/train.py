@@ -65,6 +65,7 @@ def setup(args: Namespace) -> CfgNode:
 def evaluate(cfg: CfgNode, resume: bool) -> dict:
     model = UPDETRTrainer.build_model(cfg)
     checkpointer = UPDETRCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    checkpointer.averaged = cfg.MODEL.EMA_WEIGHTS
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     if random := checkpointer.parameters_not_loaded():
         logger.warning(

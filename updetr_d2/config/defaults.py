@@ -90,6 +90,10 @@ def _add_oneshot_config(cfg: CN) -> None:
 
 
 def _add_model_config(cfg: CN) -> None:
+    # Of checkpoints in MODEL.WEIGHTS (with --resume, too, for --eval-only) that hold averaged weights, SOLVER.EMA,
+    # take these; False takes the raw ones.
+    cfg.MODEL.EMA_WEIGHTS = True
+
     # Run CNN and transformer in training through torch.compile (minutes at the start; needs a C++ compiler).
     cfg.MODEL.COMPILE = False
 
@@ -252,6 +256,14 @@ def _add_solver_config(cfg: CN) -> None:
     cfg.SOLVER.SLOW_MULTIPLIER = 0.1
     # Autocast type under SOLVER.AMP.ENABLED: "bfloat16" or "float16" (with loss scaling, CUDA only).
     cfg.SOLVER.AMP.DTYPE = "bfloat16"
+
+    # --- Exponential moving average (EMA) of the weights, evaluated beside them as "ema/..." ---
+    cfg.SOLVER.EMA = CN()
+    cfg.SOLVER.EMA.ENABLED = False
+    # Share of the average that each step keeps, in [0, 1).
+    cfg.SOLVER.EMA.DECAY = 0.999
+    # Keep at most (1 + t) / (10 + t) in step t, so that the average of a short run holds no early weights.
+    cfg.SOLVER.EMA.WARMUP = True
 
     # Images that the evaluation of UPDETR draws predictions on, per data set (PNG files and TensorBoard).
     cfg.TEST.VIS_IMAGES = 8

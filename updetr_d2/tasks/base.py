@@ -18,11 +18,17 @@ from detectron2.engine import HookBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, PanopticFPN
 from detectron2.utils.registry import Registry
+from torch import nn
 
 from updetr_d2.config.checks import check_common_config, check_registered
 from updetr_d2.data.datasets.classes import check_class_ids, derive_num_classes
 from updetr_d2.data.datasets.names import DatasetDicts
-from updetr_d2.data.loading.build import load_test_set, load_training_set
+from updetr_d2.data.loading.build import (
+    BatchLoader,
+    build_train_loader,
+    load_test_set,
+    load_training_set,
+)
 from updetr_d2.evaluation.build import build_dataset_evaluator
 from updetr_d2.tasks.findings import Findings, PredictedClasses, draw_classes
 
@@ -125,7 +131,28 @@ class Task:
         """
         return DatasetMapper(cfg, is_train)
 
+    def build_train_loader(self, cfg: CfgNode, dataset_dicts: DatasetDicts) -> BatchLoader:
+        """The endless batches of this process.
+
+        Args:
+            cfg: of the run.
+            dataset_dicts: as :meth:`training_set` gives them.
+        """
+        mapper = self.build_mapper(cfg, is_train=True, dataset_dicts=dataset_dicts)
+        return build_train_loader(cfg, mapper=mapper, dataset_dicts=dataset_dicts)
+
     # --- Training and evaluation ---
+    def build_training_step(self, cfg: CfgNode, average: nn.Module | None) -> Callable | None:
+        """What gives the losses of a batch, see ``engine.train_loop``; None for the model itself.
+
+        If it has a ``state_dict``, that is part of the checkpoints.
+
+        Args:
+            cfg: of the run.
+            average: the model with the averaged weights, None without ``SOLVER.EMA``.
+        """
+        return None
+
     def training_hooks(self, cfg: CfgNode) -> list[HookBase]:
         """Hooks beside those of every training; they run after the checkpoint and the evaluation."""
         return []

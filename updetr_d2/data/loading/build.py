@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import torch
 from detectron2.config import CfgNode
@@ -62,7 +63,13 @@ def images_per_process(cfg: CfgNode) -> int:
 
 
 def build_train_loader(
-    cfg: CfgNode, *, mapper: Mapper, dataset_dicts: DatasetDicts | None = None
+    cfg: CfgNode,
+    *,
+    mapper: Mapper,
+    dataset_dicts: DatasetDicts | None = None,
+    batch_size: int | None = None,
+    seed: int | None = None,
+    key: str = "DATASETS.TRAIN",
 ) -> "TrainLoader":
     """Build the endless loader of this process's share of each batch.
 
@@ -72,24 +79,31 @@ def build_train_loader(
             ``dataset_dicts``.
         mapper: makes a sample of a dataset dict; a file that it cannot use is replaced by another.
         dataset_dicts: the training set, if it is loaded already.
+        batch_size: images of a batch in this process; None for its share of ``SOLVER.IMS_PER_BATCH``.
+        seed: the same in all processes; None for ``SEED``.
+        key: where the names of the data sets stand, for messages.
 
     Raises:
         ValueError: if the training set is empty or ``SOLVER.IMS_PER_BATCH`` cannot be shared out.
     """
-    batch_size = images_per_process(cfg)
+    if batch_size is None:
+        batch_size = images_per_process(cfg)
     if dataset_dicts is None:
         dataset_dicts = load_training_set(cfg)
+    if seed is None:
+        seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     return TrainLoader(
         _compact(dataset_dicts),
         mapper,
         batch_size=batch_size,
-        seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
+        seed=seed,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         group_by_aspect_ratio=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         max_failures=cfg.DATALOADER.MAX_CONSECUTIVE_FAILURES,
         mixed_shards=cfg.DATALOADER.MIXED_SHARDS,
         retry=RetryPolicy(cfg.DATALOADER.READ_RETRIES, cfg.DATALOADER.READ_RETRY_DELAY),
         pin_memory=_for_gpu(cfg),
+        key=key,
     )
 
 
@@ -128,6 +142,40 @@ def build_test_loader(
     )
 
 
+class BatchLoader(Protocol):
+    """What a training run needs of its loader: endless batches, and a place in them that can be saved.
+
+    Attributes:
+        seed: the same in all processes.
+    """
+
+    seed: int
+
+    @property
+    def skipped_files(self) -> SkippedFiles:
+        """Files of the batches so far that could not be used."""
+
+    def state_dict(self) -> dict:
+        """Where the stream stands after the last batch that was given out."""
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue from :meth:`state_dict` with the next ``iter()``."""
+
+    def __iter__(self) -> Iterator[list[dict]]: ...
+
+
+def furthest_state(states: list[dict]) -> dict:
+    """From the states of all processes of a run, the one that another number of processes goes on with."""
+    first = states[0]
+    if "next_position" in first:
+        furthest = max(state["next_position"] for state in states)
+        return {**first, "next_position": furthest, "pending": []}
+    return {
+        key: furthest_state([state[key] for state in states]) if isinstance(value, dict) else value
+        for key, value in first.items()
+    }
+
+
 class TrainLoader:
     """Endless batches; images of a batch are all wide or all tall if ``group_by_aspect_ratio``.
 
@@ -142,6 +190,7 @@ class TrainLoader:
         mixed_shards: shards whose images are shuffled together; 0 is all.
         retry: of images that a file system does not give at the moment.
         pin_memory: put the samples where copies to a GPU can run beside its work.
+        key: where the names of the data sets stand, for messages.
 
     Attributes:
         skipped_files: files of the batches so far that could not be used.
@@ -160,9 +209,11 @@ class TrainLoader:
         mixed_shards: int,
         retry: RetryPolicy,
         pin_memory: bool,
+        key: str = "DATASETS.TRAIN",
     ) -> None:
         self.dataset = dataset
         self.mapper = mapper
+        self.key = key
         self.batch_size = batch_size
         self.seed = seed
         self.num_workers = num_workers
@@ -197,8 +248,8 @@ class TrainLoader:
         """
         if state["num_images"] != len(self.dataset):
             logger.warning(
-                "The training set has %d images and had %d when the checkpoint was written: their order changes.",
-                *(len(self.dataset), state["num_images"]),
+                "%s has %d images and had %d when the checkpoint was written: their order changes.",
+                *(self.key, len(self.dataset), state["num_images"]),
             )
         self.seed = state["seed"]
         position = state["next_position"]
@@ -215,7 +266,7 @@ class TrainLoader:
                 name, reason = loaded.skipped[-1]
                 raise RuntimeError(
                     f"{len(loaded.skipped)} different images in a row could not be used, the last one {name} "
-                    f"({reason}): check DATASETS.TRAIN or raise DATALOADER.MAX_CONSECUTIVE_FAILURES."
+                    f"({reason}): check {self.key} or raise DATALOADER.MAX_CONSECUTIVE_FAILURES."
                 )
             if loaded.position not in replayed:
                 self._pending.append(loaded.position)
