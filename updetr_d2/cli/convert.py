@@ -28,7 +28,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--source", required=True, choices=list(SOURCES), help="layout of the other project")
     parser.add_argument("--reverse", action="store_true", help="convert from ours to the layout of --source")
     parser.add_argument(
-        "--ema", action="store_true", help="take the averaged weights (SOLVER.EMA) of IN instead of the raw ones"
+        "--ema",
+        action="store_true",
+        help="take the averaged weights (SOLVER.EMA) of IN instead of the raw ones",
     )
     parser.add_argument(
         "input",

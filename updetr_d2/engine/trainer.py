@@ -67,7 +67,7 @@ class UPDETRTrainer(DefaultTrainer):
             compile_parts(model)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = task.build_train_loader(cfg, dataset_dicts)
-        compute_losses = task.build_training_step(cfg, self.average.model if self.average else None)
+        self.training_step = task.build_training_step(cfg, self.average.model if self.average else None)
         model = distribute(model)
         self.stop_signals = StopSignals()
         self._trainer = TrainLoop(
@@ -78,15 +78,15 @@ class UPDETRTrainer(DefaultTrainer):
             max_grad_norm=full_model_clip_norm(cfg),
             finite_check=FiniteCheck(output_dir=cfg.OUTPUT_DIR, max_skipped=cfg.SOLVER.SKIP_NONFINITE_STEPS),
             stop_signals=self.stop_signals,
-            compute_losses=compute_losses,
+            compute_losses=self.training_step,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = UPDETRCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.checkpointer.averaged = cfg.MODEL.EMA_WEIGHTS
         if self.average is not None:
             self.checkpointer.add_checkpointable(EMA, self.average)
-        if hasattr(compute_losses, "state_dict"):
-            self.checkpointer.add_checkpointable("training_step", compute_losses)
+        if hasattr(self.training_step, "state_dict"):
+            self.checkpointer.add_checkpointable("training_step", self.training_step)
         classes = class_names(cfg.DATASETS.TRAIN[0]) if task.num_classes_key(cfg) else ()
         self.checkpointer.run = describe_run(flat_config(cfg), classes)
         self.start_iter = 0

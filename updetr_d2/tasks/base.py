@@ -61,9 +61,11 @@ class Task:
     Attributes:
         name: in ``TASKS`` and in ``task`` of meta-architectures.
         tabs: of the demo page that can show such a model.
+        with_unlabeled: name of the task that trains with ``DATASETS.UNLABELED`` as well, "" if there is none.
     """
 
     name: str = ""
+    with_unlabeled: str = ""
     tabs: tuple[str, ...] = ("detection",)
 
     # --- Config ---
@@ -238,9 +240,17 @@ def task_of(cfg: CfgNode) -> Task:
     """The task of ``MODEL.META_ARCHITECTURE``; one that answers as Detectron2 does if the class names none.
 
     Raises:
-        ValueError: if there is no such meta-architecture, or no such task.
+        ValueError: if there is no such meta-architecture, or no such task, or none for ``DATASETS.UNLABELED``.
     """
-    return task_of_architecture(find_meta_architecture(cfg))
+    task = task_of_architecture(find_meta_architecture(cfg))
+    if not cfg.DATASETS.UNLABELED:
+        return task
+    if not task.with_unlabeled:
+        raise ValueError(
+            f"DATASETS.UNLABELED is {tuple(cfg.DATASETS.UNLABELED)}, but MODEL.META_ARCHITECTURE "
+            f"{cfg.MODEL.META_ARCHITECTURE} has no use for it; use DETR, or set it to ()."
+        )
+    return TASKS.get(task.with_unlabeled)
 
 
 def task_of_architecture(architecture: Callable) -> Task:
