@@ -120,7 +120,17 @@ def coco(tmp_path):
 @pytest.mark.slow
 def test_a_run_evaluates_both_and_saves_both(coco, tmp_path):
     data = ("DATASETS.TRAIN", f'("{coco}",)', "DATASETS.TEST", f'("{coco}",)', "SEED", 1)
-    options = (*SMALL_DETR, *PATCHIFY, *data, "SOLVER.MAX_ITER", 3, "SOLVER.EMA.ENABLED", True, "SOLVER.BASE_LR", 0.01)
+    options = (
+        *SMALL_DETR,
+        *PATCHIFY,
+        *data,
+        "SOLVER.MAX_ITER",
+        3,
+        "SOLVER.EMA.ENABLED",
+        True,
+        "SOLVER.BASE_LR",
+        0.01,
+    )
     config = "custom/updetr_r50_finetune.yaml"
     results = run_train_net(config, tmp_path / "run", *options)
     assert {"bbox/AP", "ema/bbox/AP"} <= set(results)
