@@ -40,6 +40,18 @@ def test_scores_part_labels_from_uncertain_boxes():
     assert labels.uncertain.tensor.tolist() == [[0, 0, 1, 1], [2, 2, 3, 3]]
 
 
+def test_a_second_guess_at_a_labeled_object_is_not_uncertain():
+    boxes = [
+        [10, 10, 50, 50],  # the label
+        [20, 20, 40, 40],  # a part of it
+        [20, 20, 40, 40],  # of another class: something in front of it
+        [45, 10, 85, 50],  # a neighbor
+    ]
+    labels = divide(detections(boxes, [0.9, 0.3, 0.3, 0.3], [0, 0, 1, 0]), torch.tensor([0.4, 0.4]))
+    assert len(labels.certain) == 1
+    assert labels.uncertain.tensor.tolist() == [boxes[2], boxes[3]]
+
+
 def test_the_quantile_lowers_the_threshold_of_weak_classes_only():
     thresholds = ScoreThresholds(3, threshold=0.4, quantile=0.5, memory=4)
     thresholds.observe([0] * 5 + [1] * 4, [0.1, 0.7, 0.8, 0.9, 0.95, 0.1, 0.2, 0.3, 0.35])

@@ -17,7 +17,7 @@ GROUP = "SOLVER.MEAN_TEACHER"
 UNLABELED = ("DATASETS.UNLABELED", ("folder:/photos",), "SOLVER.EMA.ENABLED", True)
 
 
-def test_unlabelled_images_choose_the_task():
+def test_unlabeled_images_choose_the_task():
     assert task_of(tiny_cfg("DETR")).name == "detection"
     assert task_of(tiny_cfg("DETR", *UNLABELED)).name == "semi_supervised_detection"
     for name in ("PanopticDETR", "UPDETR", "OneShotDETR", "GeneralizedRCNN"):
@@ -48,7 +48,7 @@ def test_a_wrong_value_is_one_sentence_with_the_key(key, value):
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    """Four labelled images, and seven without labels of which two are broken; gives the keys that name them."""
+    """Four labeled images, and seven without labels of which two are broken; gives the keys that name them."""
     monkeypatch.setenv("UPDETR_D2_CACHE", str(tmp_path / "cache"))
     before = set(DatasetCatalog)
     labeled = write_tiny_coco(tmp_path)
@@ -137,7 +137,7 @@ def test_two_processes_resume_exactly_and_have_one_teacher(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_labels_of_the_unlabelled_images_are_measured_and_not_learned(data, tmp_path):
+def test_labels_of_the_unlabeled_images_are_measured_and_not_learned(data, tmp_path):
     name = data[1].replace("a.json", "b.json")
     content = json.loads((tmp_path / "a.json").read_text())
     for annotation in content["annotations"]:

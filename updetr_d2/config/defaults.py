@@ -52,7 +52,7 @@ def _add_input_config(cfg: CN) -> None:
     # Range (px) that both sides of the crop are drawn from.
     cfg.INPUT.DETR_CROP.CROP_SIDE_RANGE = (384, 600)
 
-    # --- Strong view of unlabelled images (mean teacher); crops and sizes are those of labelled images ---
+    # --- Strong view of unlabeled images (mean teacher); crops and sizes are those of labeled images ---
     cfg.INPUT.STRONG_VIEW = CN()
     # A further factor on the size is drawn from this range.
     cfg.INPUT.STRONG_VIEW.SCALE_RANGE = (0.7, 1.0)
@@ -289,12 +289,12 @@ def _add_solver_config(cfg: CN) -> None:
 
     # --- Mean teacher (DATASETS.UNLABELED; needs SOLVER.EMA, whose average is the teacher) ---
     cfg.SOLVER.MEAN_TEACHER = CN()
-    # Unlabelled images of a batch for each labelled one; SOLVER.IMS_PER_BATCH counts the labelled ones.
+    # Unlabeled images of a batch for each labeled one; SOLVER.IMS_PER_BATCH counts the labeled ones.
     cfg.SOLVER.MEAN_TEACHER.UNLABELED_RATIO = 4
-    # Iterations on labelled images alone, and those over which the weight of the others then rises to WEIGHT.
+    # Iterations on labeled images alone, and those over which the weight of the others then rises to WEIGHT.
     cfg.SOLVER.MEAN_TEACHER.BURN_IN_ITERS = 1000
     cfg.SOLVER.MEAN_TEACHER.RAMP_ITERS = 1000
-    # Weight of the losses of unlabelled images.
+    # Weight of the losses of unlabeled images.
     cfg.SOLVER.MEAN_TEACHER.WEIGHT = 2.0
     # Score from which a box of the teacher is a label.
     cfg.SOLVER.MEAN_TEACHER.SCORE_THRESH = 0.4
@@ -303,7 +303,7 @@ def _add_solver_config(cfg: CN) -> None:
     # Boxes from this score to the threshold are uncertain: the student is not taught "no object" there.
     cfg.SOLVER.MEAN_TEACHER.UNCERTAIN_SCORE = 0.1
     # Of the teacher's boxes with a larger IoU, the best is taken.
-    cfg.SOLVER.MEAN_TEACHER.NMS_THRESH = 0.7
+    cfg.SOLVER.MEAN_TEACHER.NMS_THRESH = 0.5
     # DropLoss: "no object" is not taught where a query overlaps no label by more than this IoU; 0 is off.
     cfg.SOLVER.MEAN_TEACHER.DROP_LOSS_IOU = 0.0
     # Share of a box that the strong view must show, not cut off and not erased; else the box is uncertain.

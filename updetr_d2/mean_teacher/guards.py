@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 _ADVICE = (
     "start from better weights (pre-trained, or of a training on the labels: MODEL.WEIGHTS), train longer on "
-    "labels alone (SOLVER.MEAN_TEACHER.BURN_IN_ITERS), give the unlabelled images less weight "
+    "labels alone (SOLVER.MEAN_TEACHER.BURN_IN_ITERS), give the unlabeled images less weight "
     "(SOLVER.MEAN_TEACHER.WEIGHT), or leave DATASETS.UNLABELED empty; docs/MEAN_TEACHER.md says more"
 )
 

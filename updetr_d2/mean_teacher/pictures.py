@@ -16,7 +16,7 @@ _UNCERTAIN_COLOR = (1.0, 1.0, 1.0)
 
 
 class PseudoLabelPictures(HookBase):
-    """Every ``VIS_PERIOD`` iterations, draw some unlabelled images of the last batch with their pseudo-labels.
+    """Every ``VIS_PERIOD`` iterations, draw some unlabeled images of the last batch with their pseudo-labels.
 
     Left the weak view, as the teacher has seen it, right the strong view with what the student learns: labels in
     color with their scores, uncertain boxes in white. The files are in ``pseudo_labels/iteration_*/`` of
@@ -46,7 +46,7 @@ def draw_pseudo_labels(sample: dict, class_names: list[str], image_format: str) 
     """The weak view beside the strong view with its labels.
 
     Args:
-        sample: unlabelled, after ``MeanTeacherStep`` has labelled it.
+        sample: unlabeled, after ``MeanTeacherStep`` has labeled it.
         class_names: of the classes.
         image_format: of the sample, "RGB" or "BGR".
 

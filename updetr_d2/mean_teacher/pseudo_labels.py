@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from detectron2.structures import Boxes, Instances
+from detectron2.structures.boxes import pairwise_intersection
 from torch import Tensor
 from torchvision.ops import nms
 
@@ -90,12 +91,20 @@ def candidates(detections: Instances, *, min_score: float, nms_threshold: float)
 def divide(found: Instances, thresholds: Tensor) -> PseudoLabels:
     """Part candidates by their scores.
 
+    A box with less than the score it needs is uncertain, unless it is another guess at an object that has a label:
+    of the same class, and more than half of the smaller one of the two boxes is in both.
+
     Args:
         found: of :func:`candidates`.
         thresholds: ``[K]``, the score from which a box of a class is a label.
     """
-    certain = found.scores >= thresholds[found.pred_classes]
-    return PseudoLabels(found[certain], found[~certain].pred_boxes)
+    is_certain = found.scores >= thresholds[found.pred_classes]
+    certain, rest = found[is_certain], found[~is_certain]
+    smaller = torch.minimum(rest.pred_boxes.area()[:, None], certain.pred_boxes.area())
+    common = pairwise_intersection(rest.pred_boxes, certain.pred_boxes)
+    same_class = rest.pred_classes[:, None] == certain.pred_classes
+    is_guess = (same_class & (common > 0.5 * smaller)).any(dim=1)
+    return PseudoLabels(certain, rest.pred_boxes[~is_guess])
 
 
 def carry_over(labels: PseudoLabels, sample: dict, *, min_visible: float) -> tuple[Instances, Boxes]:

@@ -1,6 +1,6 @@
 """The training step of a mean teacher (Tarvainen and Valpola, NeurIPS 2017; Liu et al., ICLR 2021).
 
-The teacher, an average of the student's weights, labels the weak views of unlabelled images; the student learns
+The teacher, an average of the student's weights, labels the weak views of unlabeled images; the student learns
 these labels on the strong views, beside those of people.
 """
 
@@ -26,7 +26,7 @@ from updetr_d2.mean_teacher.pseudo_labels import (
 
 @dataclass(frozen=True)
 class Ramp:
-    """Weight of the unlabelled images over a training: 0, then a straight line to ``weight``.
+    """Weight of the unlabeled images over a training: 0, then a straight line to ``weight``.
 
     Attributes:
         weight: at the end.
@@ -44,11 +44,11 @@ class Ramp:
 
 
 class MeanTeacherStep:
-    """Losses of a batch of labelled and unlabelled images.
+    """Losses of a batch of labeled and unlabeled images.
 
     Args:
         teacher: labels weak views; somebody else updates it.
-        ramp: weight of the unlabelled losses.
+        ramp: weight of the unlabeled losses.
         thresholds: scores of labels.
         uncertain_score: boxes from this score to the threshold are uncertain, those below do not exist.
         nms_threshold: see :func:`.pseudo_labels.candidates`.
@@ -57,7 +57,7 @@ class MeanTeacherStep:
         guard: told of the classes of each iteration.
 
     Attributes:
-        last_samples: the unlabelled samples of the last step, with what the student has learned of them
+        last_samples: the unlabeled samples of the last step, with what the student has learned of them
             (``instances``, ``uncertain_boxes``).
     """
 
@@ -106,12 +106,12 @@ class MeanTeacherStep:
         """
         Args:
             model: the student, perhaps wrapped for several processes.
-            batch: labelled samples, and unlabelled ones of ``TwoViewDatasetMapper``, which get ``instances`` and
+            batch: labeled samples, and unlabeled ones of ``TwoViewDatasetMapper``, which get ``instances`` and
                 ``uncertain_boxes``.
             iteration: of the run, from 0.
 
         Returns:
-            weighted losses, those of unlabelled images with the suffix ``_pseudo``, and scalars about the labels.
+            weighted losses, those of unlabeled images with the suffix ``_pseudo``, and scalars about the labels.
         """
         labeled = [sample for sample in batch if not is_unlabeled(sample)]
         unlabeled = self.last_samples = [sample for sample in batch if is_unlabeled(sample)]
@@ -120,7 +120,7 @@ class MeanTeacherStep:
             return model(labeled), {}
         scalars = {"pseudo_weight": weight, **self.label(unlabeled)}
         pseudo_losses = model(unlabeled)
-        # The labelled images last, so that the model's own metrics are theirs.
+        # The labeled images last, so that the model's own metrics are theirs.
         losses = {
             **model(labeled),
             **{f"{name}_pseudo": weight * value for name, value in pseudo_losses.items()},
@@ -129,7 +129,7 @@ class MeanTeacherStep:
         return losses, {name: torch.tensor(value).to(device) for name, value in scalars.items()}
 
     def label(self, samples: list[dict]) -> dict[str, float]:
-        """Let the teacher label unlabelled samples in place; returns what is to be logged about it."""
+        """Let the teacher label unlabeled samples in place; returns what is to be logged about it."""
         labels = self.predict([sample[WEAK_IMAGE] for sample in samples])
         num_uncertain = 0
         for sample, each in zip(samples, labels):

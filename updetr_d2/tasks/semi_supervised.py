@@ -1,4 +1,4 @@
-"""Detection from labelled images and, through a mean teacher, from images without labels."""
+"""Detection from labeled images and, through a mean teacher, from images without labels."""
 
 import logging
 

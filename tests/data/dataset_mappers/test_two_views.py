@@ -1,4 +1,4 @@
-"""The two views of an unlabelled image: what is where in them, and that the seed decides."""
+"""The two views of an unlabeled image: what is where in them, and that the seed decides."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Labelled and unlabelled images of a batch: their ratio, burn-in, exact resume, several processes, bad files."""
+"""Labeled and unlabeled images of a batch: their ratio, burn-in, exact resume, several processes, bad files."""
 
 import itertools
 
@@ -60,7 +60,7 @@ def test_batches_have_the_ratio_and_the_burn_in_has_labels_alone():
     batches = take(paired(burn_in=2), 5)
     assert [kinds(batch) for batch in batches] == ["ll", "ll", "lluuuuuu", "lluuuuuu", "lluuuuuu"]
     seen = [name for batch in batches[2:] for name, _ in batch[2:]]
-    assert len(set(seen[:11])) == 11  # each unlabelled image once in a pass, from the first on
+    assert len(set(seen[:11])) == 11  # each unlabeled image once in a pass, from the first on
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -74,13 +74,23 @@ def test_both_streams_go_on_where_they_were(workers, stop):
     assert begun + take(second, 9 - stop) == whole
 
 
-def test_a_run_on_labels_alone_goes_on_with_both():
+def test_a_run_on_labels_alone_goes_on_with_both_and_the_other_way_round():
     before = paired()
     alone = before.labeled
     take(alone, 2)
     after = paired()
     after.load_state_dict(alone.state_dict())
+    state = after.state_dict()
     assert take(after, 1)[0][:2] == take(before.labeled, 1)[0]
+    back = paired().labeled
+    back.load_state_dict(state)
+    assert take(back, 2) == take(alone_from(state["labeled"]), 2)
+
+
+def alone_from(state):
+    loader = paired().labeled
+    loader.load_state_dict(state)
+    return loader
 
 
 def test_processes_share_both_streams(monkeypatch):
@@ -108,7 +118,7 @@ def test_bad_images_of_both_streams_are_replaced_and_counted():
     assert {"l1.jpg", "u1.jpg", "l4.jpg", "u4.jpg"} == set(loader.skipped_files.reasons)
 
 
-def test_unlabelled_images_of_which_none_can_be_used_name_their_key():
+def test_unlabeled_images_of_which_none_can_be_used_name_their_key():
     loader = paired(bad=range(5, 11))
     loader.unlabeled.mapper.bad = range(11)
     with pytest.raises(RuntimeError, match=r"check DATASETS\.UNLABELED"):

@@ -1,4 +1,4 @@
-"""A weak and a strong view of an unlabelled image, and how coordinates of the first are found in the second."""
+"""A weak and a strong view of an unlabeled image, and how coordinates of the first are found in the second."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from updetr_d2.data.transforms.image_io import read_image_rgb, to_tensor
 from updetr_d2.data.transforms.strong_view import StrongAugmentation, build_rescale
 from updetr_d2.data.transforms.views import map_between
 
-# Key of a sample that only unlabelled images have.
+# Key of a sample that only unlabeled images have.
 WEAK_IMAGE = "weak_image"
 
 

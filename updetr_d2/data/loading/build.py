@@ -244,8 +244,10 @@ class TrainLoader:
         """Continue from :meth:`state_dict` with the next ``iter()``, which gives exactly the batches after it.
 
         If the number of processes has changed, pass all of them the largest ``next_position`` and nothing
-        ``pending``: each takes its share of the positions from there on.
+        ``pending``: each takes its share of the positions from there on. A state of labeled and unlabeled images
+        gives the place among the labeled ones.
         """
+        state = state.get("labeled", state)
         if state["num_images"] != len(self.dataset):
             logger.warning(
                 "%s has %d images and had %d when the checkpoint was written: their order changes.",

@@ -1,4 +1,4 @@
-"""Batches of labelled and unlabelled images, from two streams that each go on exactly where they were."""
+"""Batches of labeled and unlabeled images, from two streams that each go on exactly where they were."""
 
 from collections.abc import Iterator
 
@@ -7,11 +7,11 @@ from updetr_d2.data.loading.samples import SkippedFiles
 
 
 class PairedLoader:
-    """Labelled images first, then the unlabelled ones of the same batch.
+    """Labeled images first, then the unlabeled ones of the same batch.
 
     Args:
         labeled, unlabeled: endless batches of their samples.
-        burn_in: so many batches at the start have labelled images alone.
+        burn_in: so many batches at the start have labeled images alone.
     """
 
     def __init__(self, labeled: TrainLoader, unlabeled: TrainLoader, *, burn_in: int = 0) -> None:
@@ -37,7 +37,7 @@ class PairedLoader:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Continue from :meth:`state_dict`, or from that of a run that had labelled images alone."""
+        """Continue from :meth:`state_dict`, or from that of a run that had labeled images alone."""
         if "labeled" not in state:
             self.labeled.load_state_dict(state)
             return
@@ -46,7 +46,7 @@ class PairedLoader:
         self._num_batches = state["num_batches"]
 
     def __iter__(self) -> Iterator[list[dict]]:
-        # No loader process for unlabelled images starts before the first of them is wanted.
+        # No loader process for unlabeled images starts before the first of them is wanted.
         labeled, unlabeled = iter(self.labeled), iter(self.unlabeled)
         while True:
             batch = next(labeled)

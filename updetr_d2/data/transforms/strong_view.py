@@ -1,4 +1,4 @@
-"""The strong view of an unlabelled image: colors, grayscale, blur and erased rectangles, and a further scale."""
+"""The strong view of an unlabeled image: colors, grayscale, blur and erased rectangles, and a further scale."""
 
 from typing import Any
 
