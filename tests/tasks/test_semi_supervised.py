@@ -101,6 +101,7 @@ def test_a_resumed_run_ends_with_the_student_and_the_teacher_of_an_uninterrupted
     log = (tmp_path / "calm" / "log.txt").read_text()
     assert "7 images without labels beside 4 with; a batch has 4 and 2 of them" in log
     assert "2 files" in log
+    assert "The teacher in iteration 5: pseudo_weight" in log
     pictures = sorted(path.parent.name for path in (tmp_path / "calm" / "pseudo_labels").glob("*/0.png"))
     assert pictures == ["iteration_0000003", "iteration_0000006"]
 

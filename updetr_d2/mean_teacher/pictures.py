@@ -1,5 +1,6 @@
 """Pictures of what a teacher says and what its student is given."""
 
+import logging
 import os
 
 import numpy as np
@@ -11,12 +12,14 @@ from detectron2.utils.visualizer import ColorMode, Visualizer
 from updetr_d2.data.dataset_mappers.two_views import WEAK_IMAGE
 from updetr_d2.visualization.boxes import save_picture, to_rgb
 
+logger = logging.getLogger(__name__)
+
 _SHORT_SIDE = 300  # px of a picture
 _UNCERTAIN_COLOR = (1.0, 1.0, 1.0)
 
 
 class PseudoLabelPictures(HookBase):
-    """Every ``VIS_PERIOD`` iterations, draw some unlabeled images of the last batch with their pseudo-labels.
+    """Every ``VIS_PERIOD`` iterations, draw some unlabeled images of the last batch, and log how the teacher is.
 
     Left the weak view, as the teacher has seen it, right the strong view with what the student learns: labels in
     color with their scores, uncertain boxes in white. The files are in ``pseudo_labels/iteration_*/`` of
@@ -33,6 +36,11 @@ class PseudoLabelPictures(HookBase):
         done = self.trainer.iter + 1
         if done % self.cfg.VIS_PERIOD:
             return
+        latest = self.trainer.storage.latest_with_smoothing_hint(20)
+        scalars = {name: value for name, (value, _) in latest.items() if name.startswith("pseudo_")}
+        if scalars:
+            text = ", ".join(f"{name} {value:.3g}" for name, value in scalars.items())
+            logger.info("The teacher in iteration %d: %s", self.trainer.iter, text)
         samples = [each for each in self.trainer.training_step.last_samples if "instances" in each]
         names = MetadataCatalog.get(self.cfg.DATASETS.TRAIN[0]).get("thing_classes", [])
         folder = os.path.join(self.cfg.OUTPUT_DIR, "pseudo_labels", f"iteration_{done:07d}")
