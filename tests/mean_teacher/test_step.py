@@ -5,10 +5,13 @@ import copy
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
 from helpers import DEFORMABLE, DINO, random_sample, tiny_cfg, tiny_model
+from processes import run_processes
 from torch import nn
 
 from updetr_d2.config.build import build_model
+from updetr_d2.engine.trainer import distribute
 from updetr_d2.mean_teacher.step import MeanTeacherStep, Ramp
 
 GROUP = "SOLVER.MEAN_TEACHER"
@@ -122,3 +125,43 @@ def test_a_real_teacher_s_boxes_are_in_the_pixels_of_its_image():
     assert len(labels.certain) > 0
     found = {tuple(box) for box in labels.certain.pred_boxes.tensor.tolist()}
     assert found <= {tuple(box) for box in expected["instances"].pred_boxes.tensor.tolist()}
+
+
+class ByFirstPixel(nn.Module):
+    """A teacher whose boxes depend on the image alone."""
+
+    def forward(self, batch):
+        return [{"instances": detections()[: int(sample["image"][0, 0, 0]) % 3]} for sample in batch]
+
+
+def train(steps=3):
+    """Train on global batches of two labeled and four unlabeled images; gives losses and weights."""
+    rank, world_size = comm.get_rank(), comm.get_world_size()
+    torch.manual_seed(0)
+    cfg = tiny_cfg("DETR", *DEFORMABLE, f"{GROUP}.BURN_IN_ITERS", 1, f"{GROUP}.RAMP_ITERS", 2)
+    cfg.merge_from_list([f"{GROUP}.CLASS_QUANTILE", 0.5])
+    model = distribute(build_model(cfg))
+    step = MeanTeacherStep(cfg, teacher=ByFirstPixel())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    total = 0.0
+    for iteration in range(steps):
+        torch.manual_seed(iteration)
+        labeled = [random_sample() for _ in range(2)]
+        unlabeled = [unlabeled_sample() for _ in range(4)]
+        batch = labeled[rank::world_size] + (unlabeled[rank::world_size] if iteration else [])
+        losses, _ = step(model, batch, iteration)
+        optimizer.zero_grad()
+        loss = sum(losses.values())
+        loss.backward()
+        optimizer.step()
+        total += sum(comm.all_gather(loss.item())) / world_size
+    return total, torch.cat([p.detach().flatten() for p in model.parameters()]), step.state_dict()
+
+
+def test_two_processes_train_as_one_does():
+    total, weights, _ = train()
+    one, other = run_processes(2, train)
+    assert one[0] == pytest.approx(total, rel=1e-5)
+    assert torch.equal(one[1], other[1])
+    assert one[2] == other[2]  # the thresholds of all processes are the same
+    torch.testing.assert_close(one[1], weights, atol=1e-5, rtol=0)

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
 
@@ -96,8 +95,3 @@ class TwoViewDatasetMapper(DETRDatasetMapper):
 def is_unlabeled(sample: dict) -> bool:
     """Whether a sample of a batch is one of :class:`TwoViewDatasetMapper`."""
     return WEAK_IMAGE in sample
-
-
-def image_size(image: torch.Tensor) -> tuple[int, int]:
-    """(height, width) of an image ``[C, H, W]``."""
-    return image.shape[-2], image.shape[-1]
