@@ -165,3 +165,28 @@ def test_two_processes_train_as_one_does():
     assert torch.equal(one[1], other[1])
     assert one[2] == other[2]  # the thresholds of all processes are the same
     torch.testing.assert_close(one[1], weights, atol=1e-5, rtol=0)
+
+
+def meet_a_bad_batch():
+    """The strong view of one process has a pixel that is no number; says what each process sees of it."""
+    torch.manual_seed(0)
+    cfg = tiny_cfg("DETR", f"{GROUP}.BURN_IN_ITERS", 0)
+    model = distribute(build_model(cfg))
+    step = MeanTeacherStep(cfg, teacher=ByFirstPixel())
+    sample = unlabeled_sample()
+    sample["weak_image"][0, 0, 0] = 2  # two boxes
+    if comm.get_rank() == 1:
+        sample["image"] = sample["image"].float().fill_(float("nan"))
+    try:
+        step(model, [random_sample(), sample], 5)
+        error = ""
+    except FloatingPointError as problem:
+        error = str(problem)
+    return comm.all_gather(error)
+
+
+def test_a_process_with_a_bad_batch_keeps_step_with_the_others():
+    (good, bad), other = run_processes(2, meet_a_bad_batch)
+    assert (good, bad) == tuple(other)
+    assert good == ""
+    assert "not finite" in bad

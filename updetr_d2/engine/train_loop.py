@@ -64,7 +64,9 @@ class TrainLoop(SimpleTrainer):
         start = time.perf_counter()
         batch = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
-        error, losses, metrics = "", {}, {}
+        error = ""
+        losses: dict[str, torch.Tensor] = {}
+        metrics: dict[str, torch.Tensor] = {}
         try:
             with torch.autocast(self.device_type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
                 losses, metrics = self.compute_losses(self.model, batch, self.iter)

@@ -26,13 +26,14 @@ class CollapseGuard:
 
     def __init__(self, num_classes: int, window: int) -> None:
         self.num_classes = num_classes
+        self.window = window
         self._classes: deque[frozenset[int]] = deque(maxlen=window)
         self._said = False
 
     def observe(self, classes: Sequence[int]) -> None:
         """Look at the classes of all pseudo-labels of an iteration."""
         self._classes.append(frozenset(classes))
-        if self._said or len(self._classes) < self._classes.maxlen:
+        if self._said or len(self._classes) < self.window:
             return
         seen = frozenset().union(*self._classes)
         if not seen:
@@ -45,7 +46,7 @@ class CollapseGuard:
         self._said = True
         logger.warning(
             "The mean teacher %s for %d iterations; its labels teach nothing: %s%s.",
-            *(problem, len(self._classes), first, _ADVICE),
+            *(problem, self.window, first, _ADVICE),
         )
 
 

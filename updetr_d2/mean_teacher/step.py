@@ -119,12 +119,17 @@ class MeanTeacherStep:
         if not unlabeled or not weight:
             return model(labeled), {}
         scalars = {"pseudo_weight": weight, **self.label(unlabeled)}
-        pseudo_losses = model(unlabeled)
+        problem: FloatingPointError | None = None
+        pseudo_losses: dict[str, Tensor] = {}
+        try:
+            pseudo_losses = model(unlabeled)
+        except FloatingPointError as error:  # raised below: other processes go on, and exchange numbers
+            problem = error
         # The labeled images last, so that the model's own metrics are theirs.
-        losses = {
-            **model(labeled),
-            **{f"{name}_pseudo": weight * value for name, value in pseudo_losses.items()},
-        }
+        losses = model(labeled)
+        if problem is not None:
+            raise problem
+        losses = {**losses, **{f"{name}_pseudo": weight * value for name, value in pseudo_losses.items()}}
         device = next(iter(losses.values())).device
         return losses, {name: torch.tensor(value).to(device) for name, value in scalars.items()}
 

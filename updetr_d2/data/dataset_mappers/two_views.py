@@ -76,9 +76,10 @@ class TwoViewDatasetMapper(DETRDatasetMapper):
         weak_transforms, strong_transforms = self.augmentations(weak), self.strong(strong)
         strong_image, erased = self.strong_pixels(strong.image)
         sample = {key: dataset_dict[key] for key in ("file_name", "image_id") if key in dataset_dict}
+        height, width = image.shape[:2]
         sample |= {
-            "height": image.shape[0],
-            "width": image.shape[1],
+            "height": height,
+            "width": width,
             "image": to_tensor(strong_image, self.image_format),
             WEAK_IMAGE: to_tensor(weak.image, self.image_format),
             "strong_from_weak": map_between(weak_transforms, strong_transforms),
@@ -86,8 +87,9 @@ class TwoViewDatasetMapper(DETRDatasetMapper):
         }
         if self.with_labels:
             labels = {"annotations": [{**each} for each in dataset_dict.get("annotations", ())]}
+            weak_height, weak_width = weak.image.shape[:2]
             sample["true_instances"] = self._make_instances(
-                labels, weak_transforms, image.shape[:2], weak.image.shape[:2]
+                labels, weak_transforms, (height, width), (weak_height, weak_width)
             )
         return sample
 

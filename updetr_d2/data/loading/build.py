@@ -143,13 +143,11 @@ def build_test_loader(
 
 
 class BatchLoader(Protocol):
-    """What a training run needs of its loader: endless batches, and a place in them that can be saved.
+    """What a training run needs of its loader: endless batches, and a place in them that can be saved."""
 
-    Attributes:
-        seed: the same in all processes.
-    """
-
-    seed: int
+    @property
+    def seed(self) -> int:
+        """Of the random numbers, the same in all processes."""
 
     @property
     def skipped_files(self) -> SkippedFiles:
