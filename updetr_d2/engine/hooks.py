@@ -8,8 +8,8 @@ from detectron2.utils import comm
 
 from updetr_d2.checkpoint import run_files
 from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
-from updetr_d2.data.loading.build import BatchLoader, furthest_state
 from updetr_d2.data.loading.samples import SkippedFiles
+from updetr_d2.data.loading.state import BatchLoader, furthest_state
 
 logger = logging.getLogger(__name__)
 

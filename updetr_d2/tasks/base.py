@@ -23,12 +23,8 @@ from torch import nn
 from updetr_d2.config.checks import check_common_config, check_registered
 from updetr_d2.data.datasets.classes import check_class_ids, derive_num_classes
 from updetr_d2.data.datasets.names import DatasetDicts
-from updetr_d2.data.loading.build import (
-    BatchLoader,
-    build_train_loader,
-    load_test_set,
-    load_training_set,
-)
+from updetr_d2.data.loading.build import build_train_loader, load_test_set, load_training_set
+from updetr_d2.data.loading.state import BatchLoader
 from updetr_d2.evaluation.build import build_dataset_evaluator
 from updetr_d2.tasks.findings import Findings, PredictedClasses, draw_classes
 

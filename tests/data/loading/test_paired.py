@@ -9,8 +9,9 @@ from detectron2.config import get_cfg
 from detectron2.utils import comm
 
 from updetr_d2 import add_updetr_config
-from updetr_d2.data.loading.build import build_train_loader, furthest_state
+from updetr_d2.data.loading.build import build_train_loader
 from updetr_d2.data.loading.paired import PairedLoader
+from updetr_d2.data.loading.state import furthest_state
 from updetr_d2.data.transforms.image_io import UnusableImageError
 
 
