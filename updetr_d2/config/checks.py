@@ -145,6 +145,8 @@ def _check_solver(solver: CfgNode) -> None:
         all(a < b for a, b in pairwise(solver.STEPS)),
         f"SOLVER.STEPS is {tuple(solver.STEPS)}; the iterations must be ascending.",
     )
+    decay = solver.EMA.DECAY
+    _check(0 <= decay < 1, f"SOLVER.EMA.DECAY is {decay}; it must be in [0, 1).")
     clip = solver.CLIP_GRADIENTS
     if clip.ENABLED:
         _check_choice("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", clip.CLIP_TYPE, _CLIP_TYPES)
