@@ -43,6 +43,7 @@ def test_tabs_of_the_demo_page():
         "pretraining": ("patches",),
         "pretraining_objects": ("detection",),
         "oneshot": ("one_shot",),
+        "semi_supervised_detection": ("detection",),
     }
 
 

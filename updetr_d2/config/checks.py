@@ -27,6 +27,7 @@ _AT_LEAST_1 = (
     "MODEL.DETR.DIM_FEEDFORWARD",
     "INPUT.PROPOSALS.MAX_BOXES",
     "INPUT.PROPOSALS.MIN_BOXES",
+    "MODEL.MATCHER.MAX_PER_TARGET",
     "DATALOADER.MAX_CONSECUTIVE_FAILURES",
     "TEST.ONESHOT.NUM_QUERIES",
 )
@@ -63,9 +64,11 @@ _AT_LEAST_0 = (
 )
 _FRACTIONS = (
     "MODEL.DETR.NMS_THRESH",
+    "MODEL.DEFORMABLE.PROPOSAL_NMS_THRESH",
+    "MODEL.DEFORMABLE.CENTER_RADIUS",
     "MODEL.MASK_HEAD.MASK_THRESHOLD",
     "MODEL.MASK_HEAD.SCORE_THRESHOLD",
-    "MODEL.CRITERION.DROP_IOU",
+    "MODEL.UPDETR.DROP_IOU",
     "INPUT.PROPOSALS.RANDOM_SHARE",
     "INPUT.PROPOSALS.MIN_VISIBLE",
 )
@@ -147,6 +150,8 @@ def _check_solver(solver: CfgNode) -> None:
         all(a < b for a, b in pairwise(solver.STEPS)),
         f"SOLVER.STEPS is {tuple(solver.STEPS)}; the iterations must be ascending.",
     )
+    decay = solver.EMA.DECAY
+    _check(0 <= decay < 1, f"SOLVER.EMA.DECAY is {decay}; it must be in [0, 1).")
     clip = solver.CLIP_GRADIENTS
     if clip.ENABLED:
         _check_choice("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", clip.CLIP_TYPE, _CLIP_TYPES)

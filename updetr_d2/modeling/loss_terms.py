@@ -7,12 +7,16 @@ layer alone [1]. Terms compute in float32 whatever the autocast. The formulas ar
 
 import torch
 from torch import Tensor, nn
+from torchvision.ops import box_iou
 
 from updetr_d2.modeling import losses, mask_losses
-from updetr_d2.modeling.box_ops import cxcywh_to_xyxy, pairwise_iou
+from updetr_d2.modeling.box_ops import cxcywh_to_xyxy
 from updetr_d2.modeling.matcher import Matches
 from updetr_d2.modeling.outputs import Outputs
 from updetr_d2.modeling.targets import BatchTargets
+
+# From this IoU with an uncertain box on, a query is taken to show the same thing.
+_UNCERTAIN_IOU = 0.5
 
 
 class LossTerm(nn.Module):
@@ -49,25 +53,29 @@ def matched_classes(logits: Tensor, targets: BatchTargets, matches: Matches, *, 
     return classes
 
 
-def counted_queries(
-    outputs: Outputs, targets: BatchTargets, matches: Matches, *, drop_iou: float
-) -> Tensor | None:
-    """Which queries the class loss counts if what is not labeled may be an object (DropLoss, arXiv 2301.11320).
-
-    Args:
-        drop_iou: queries without a target whose box overlaps no target by more than this IoU are dropped; 0 drops
-            none.
+def untaught_queries(outputs: Outputs, targets: BatchTargets, matches: Matches) -> Tensor | None:
+    """Queries without a target that are not taught "no object", as nobody knows what is there.
 
     Returns:
-        bool ``[L, B, N]``, or None for all.
+        bool ``[L, B, N]``, True for those whose box has an IoU of at least 0.5 with one of ``targets.uncertain``,
+        or of at most ``targets.drop_iou`` with every target; None if all are taught.
     """
-    if drop_iou <= 0:
+    if targets.uncertain is None and not targets.drop_iou:
         return None
-    targets_exist = torch.arange(targets.boxes.shape[1]) < torch.tensor(targets.counts)[:, None]
-    ious = pairwise_iou(cxcywh_to_xyxy(outputs.boxes.detach().float()), cxcywh_to_xyxy(targets.boxes))
-    counted = ((ious > drop_iou) & targets_exist.to(ious.device)[:, None]).any(dim=-1)
-    counted[matches.layer, matches.image, matches.query] = True
-    return counted
+    num_layers, num_images, num_queries = outputs.boxes.shape[:3]
+    boxes = cxcywh_to_xyxy(outputs.boxes.detach().float())
+    untaught = torch.zeros(num_layers, num_images, num_queries, dtype=torch.bool, device=boxes.device)
+    for image, count in enumerate(targets.counts):
+        own = boxes[:, image].flatten(0, 1)
+        if targets.uncertain is not None and targets.uncertain.shape[1]:
+            iou = box_iou(own, cxcywh_to_xyxy(targets.uncertain[image])).amax(dim=1)
+            untaught[:, image] |= (iou >= _UNCERTAIN_IOU).view(num_layers, num_queries)
+        if targets.drop_iou:
+            iou = box_iou(own, cxcywh_to_xyxy(targets.boxes[image, :count]))
+            far = (iou <= targets.drop_iou).all(dim=1)
+            untaught[:, image] |= far.view(num_layers, num_queries)
+    untaught[matches.layer, matches.image, matches.query] = False
+    return untaught
 
 
 class SoftmaxClassLoss(LossTerm):
@@ -76,15 +84,13 @@ class SoftmaxClassLoss(LossTerm):
     Args:
         num_classes: foreground classes K.
         eos_coef: weight of "no object", in (0, 1].
-        drop_iou: see :func:`counted_queries`.
     """
 
     class_weights: Tensor
 
-    def __init__(self, *, num_classes: int, eos_coef: float = 0.1, drop_iou: float = 0.0) -> None:
+    def __init__(self, *, num_classes: int, eos_coef: float = 0.1) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.drop_iou = drop_iou
         class_weights = torch.ones(num_classes + 1)
         class_weights[-1] = eos_coef
         self.register_buffer("class_weights", class_weights, persistent=False)
@@ -95,8 +101,8 @@ class SoftmaxClassLoss(LossTerm):
         with torch.autocast(outputs.logits.device.type, enabled=False):
             logits = outputs.logits.float()
             classes = matched_classes(logits, targets, matches, no_object=self.num_classes)
-            counted = counted_queries(outputs, targets, matches, drop_iou=self.drop_iou)
-            return {"loss_ce": losses.classification_loss(logits, classes, self.class_weights, counted)}
+            untaught = untaught_queries(outputs, targets, matches)
+            return {"loss_ce": losses.classification_loss(logits, classes, self.class_weights, untaught)}
 
     def num_predicted(self, logits: Tensor) -> Tensor:
         return (logits.argmax(dim=-1) != self.num_classes).sum(dim=1)
@@ -108,14 +114,10 @@ class FocalClassLoss(LossTerm):
     Args:
         num_classes: foreground classes K.
         alpha, gamma: of the focal loss.
-        drop_iou: see :func:`counted_queries`.
     """
 
-    def __init__(
-        self, *, num_classes: int, alpha: float = 0.25, gamma: float = 2.0, drop_iou: float = 0.0
-    ) -> None:
+    def __init__(self, *, num_classes: int, alpha: float = 0.25, gamma: float = 2.0) -> None:
         super().__init__()
-        self.drop_iou = drop_iou
         self.num_classes = num_classes
         self.alpha = alpha
         self.gamma = gamma
@@ -132,7 +134,7 @@ class FocalClassLoss(LossTerm):
                 num_boxes,
                 alpha=self.alpha,
                 gamma=self.gamma,
-                counted=counted_queries(outputs, targets, matches, drop_iou=self.drop_iou),
+                untaught=untaught_queries(outputs, targets, matches),
             )
             return {"loss_ce": values}
 

@@ -17,7 +17,7 @@ def sum_per_layer(values: Tensor, layer: Tensor, num_layers: int) -> Tensor:
 
 
 def classification_loss(
-    logits: Tensor, target_classes: Tensor, class_weights: Tensor, counted: Tensor | None = None
+    logits: Tensor, target_classes: Tensor, class_weights: Tensor, untaught: Tensor | None = None
 ) -> Tensor:
     """Cross-entropy over all queries, a weighted mean in each layer (DETR, Equation 2).
 
@@ -25,7 +25,7 @@ def classification_loss(
         logits: float32 ``[L, B, N, K+1]``.
         target_classes: int64 ``[L, B, N]`` in [0, K]; K is "no object".
         class_weights: ``[K+1]``.
-        counted: bool ``[L, B, N]``, False where a query is left out; None for all.
+        untaught: bool ``[L, B, N]``, True for queries that do not count; None if all do.
 
     Returns:
         ``[L]``
@@ -34,12 +34,13 @@ def classification_loss(
     losses = F.cross_entropy(
         logits.flatten(0, 2), target_classes.flatten(), weight=class_weights, reduction="none"
     )
-    losses, weights = (x.reshape(num_layers, -1) for x in (losses, class_weights[target_classes]))
-    if counted is None:
+    weights = class_weights[target_classes].reshape(num_layers, -1)
+    losses = losses.reshape(num_layers, -1)
+    if untaught is None:
         return losses.sum(dim=1) / weights.sum(dim=1)
-    kept = counted.reshape(num_layers, -1).to(losses.dtype)
-    total = (weights * kept).sum(dim=1)
-    return (losses * kept).sum(dim=1) / total.clamp(min=torch.finfo(total.dtype).tiny)
+    taught = ~untaught.reshape(num_layers, -1)
+    total = (weights * taught).sum(dim=1).clamp(min=torch.finfo(weights.dtype).tiny)
+    return (losses * taught).sum(dim=1) / total
 
 
 def sigmoid_focal_loss(
@@ -49,7 +50,7 @@ def sigmoid_focal_loss(
     *,
     alpha: float = 0.25,
     gamma: float = 2.0,
-    counted: Tensor | None = None,
+    untaught: Tensor | None = None,
 ) -> Tensor:
     """Focal loss of K independent classes (Lin et al., ICCV 2017), summed in each layer, per matched box.
 
@@ -59,7 +60,7 @@ def sigmoid_focal_loss(
         num_boxes: what the sum is divided by, a number or a tensor ``[]``.
         alpha: weight of positives; that of negatives is 1 − alpha.
         gamma: the larger, the less easy examples count.
-        counted: bool ``[L, B, N]``, False where a query is left out; None for all.
+        untaught: bool ``[L, B, N]``, True for queries that do not count; None if all do.
 
     Returns:
         float32 ``[L]``
@@ -68,8 +69,8 @@ def sigmoid_focal_loss(
     classes = torch.arange(logits.shape[-1], device=logits.device)
     targets = (target_classes[..., None] == classes).to(logits.dtype)
     losses = ops.sigmoid_focal_loss(logits, targets, alpha=alpha, gamma=gamma, reduction="none")
-    if counted is not None:
-        losses = losses * counted[..., None]
+    if untaught is not None:
+        losses = losses.masked_fill(untaught[..., None], 0.0)
     return losses.flatten(1).sum(dim=1) / num_boxes
 
 

@@ -1,5 +1,6 @@
 """ObjectDETR: DETReg's losses by their description, DropLoss, every detector; what fine-tuning takes over."""
 
+import dataclasses
 import itertools
 import math
 
@@ -177,8 +178,7 @@ def test_objectness_is_the_probability_of_any_class():
 def test_droploss_counts_only_queries_that_are_matched_or_near_a_box(options, loss):
     """With one query matched, one near and the others far away, changing those far away changes nothing."""
     torch.manual_seed(0)
-    model = tiny_model("ObjectDETR", *options, "MODEL.DETR.NUM_CLASSES", 1, "MODEL.CRITERION.DROP_IOU", 0.01)
-    counting_all = tiny_model("ObjectDETR", *options, "MODEL.DETR.NUM_CLASSES", 1).criterion
+    model = tiny_model("ObjectDETR", *options, "MODEL.DETR.NUM_CLASSES", 1, "MODEL.UPDETR.DROP_IOU", 0.01)
     sample = sample_of_boxes([0, 0, 48, 32])
     outputs = model.detect(torch.zeros(1, 3, 64, 96), None)
     targets = model.box_targets([sample])
@@ -192,7 +192,8 @@ def test_droploss_counts_only_queries_that_are_matched_or_near_a_box(options, lo
         logits[:, :, 2:, 0] = far
         outputs.logits, outputs.boxes = logits, boxes
         outputs.auxiliary = {}
-        values[name] = [each(outputs, targets)[0]["loss_ce"] for each in (model.criterion, counting_all)]
+        every = dataclasses.replace(targets, drop_iou=0.0)
+        values[name] = [model.criterion(outputs, each)[0]["loss_ce"] for each in (targets, every)]
     assert values["low"][0] == values["high"][0]
     assert values["low"][1] < values["high"][1]
     logits = outputs.logits.clone()

@@ -5,6 +5,7 @@ from updetr_d2.data.dataset_mappers.objects import ObjectDatasetMapper
 from updetr_d2.data.dataset_mappers.oneshot import OneShotDatasetMapper
 from updetr_d2.data.dataset_mappers.panoptic import PanopticDETRDatasetMapper
 from updetr_d2.data.dataset_mappers.query_patch import QueryPatchDatasetMapper
+from updetr_d2.data.dataset_mappers.two_views import TwoViewDatasetMapper
 
 __all__ = [
     "DETRDatasetMapper",
@@ -12,4 +13,5 @@ __all__ = [
     "OneShotDatasetMapper",
     "PanopticDETRDatasetMapper",
     "QueryPatchDatasetMapper",
+    "TwoViewDatasetMapper",
 ]

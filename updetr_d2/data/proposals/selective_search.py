@@ -1,5 +1,7 @@
 """Selective Search (Uijlings et al., IJCV 2013), DETReg's boxes, by OpenCV's contributed modules."""
 
+from typing import Any
+
 import cv2
 import numpy as np
 
@@ -22,7 +24,7 @@ class SelectiveSearch(ProposalSource):
 
     def __init__(self, options: SourceOptions) -> None:
         super().__init__(options)
-        self._module = getattr(cv2, "ximgproc", None)
+        self._module: Any = getattr(cv2, "ximgproc", None)
         if self._module is None:
             raise ValueError(
                 "--source selective_search needs OpenCV's contributed modules: pip install "

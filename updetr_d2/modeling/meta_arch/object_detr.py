@@ -31,6 +31,8 @@ class ObjectDETR(DETR):
     Args:
         feature_recon: reconstruct the CNN's feature of its box from each query.
         target_feature: name of that feature of the backbone; None for ``in_feature``.
+        drop_iou: queries without a target whose box overlaps no target by more than this IoU do not count in the
+            class loss (DropLoss, arXiv 2301.11320); 0 counts all.
         freeze_backbone: change nothing of the CNN, neither weights nor BatchNorm statistics.
         **detr_args: as for :class:`DETR`.
 
@@ -48,6 +50,7 @@ class ObjectDETR(DETR):
         *,
         feature_recon: bool = True,
         target_feature: str | None = None,
+        drop_iou: float = 0.0,
         freeze_backbone: bool = True,
         **detr_args: Any,
     ) -> None:
@@ -63,6 +66,7 @@ class ObjectDETR(DETR):
         if feature_recon:
             hidden_dim, channels = self.transformer.hidden_dim, features[self.target_feature].channels
             self.feature_align = MLP(hidden_dim, hidden_dim, channels, num_layers=2)
+        self.drop_iou = drop_iou
         self.freeze_backbone = freeze_backbone
         if freeze_backbone:
             self.backbone.requires_grad_(False).eval()
@@ -73,6 +77,7 @@ class ObjectDETR(DETR):
             **super().from_config(cfg),
             "feature_recon": cfg.MODEL.UPDETR.FEATURE_RECON,
             "target_feature": cfg.MODEL.UPDETR.TARGET_FEATURE or None,
+            "drop_iou": cfg.MODEL.UPDETR.DROP_IOU,
             "freeze_backbone": cfg.MODEL.UPDETR.FREEZE_BACKBONE,
         }
 
@@ -105,6 +110,11 @@ class ObjectDETR(DETR):
     def extra_outputs(self, outputs: Outputs, decoded: Decoded, queries: Queries, pyramid: Pyramid) -> None:
         if self.feature_align is not None:
             outputs.features = LazyFeatures(self.feature_align, decoded.states)
+
+    def box_targets(self, batched_inputs: list[dict]) -> BatchTargets:
+        targets = super().box_targets(batched_inputs)
+        targets.drop_iou = self.drop_iou
+        return targets
 
     @torch.no_grad()
     def add_targets(self, targets: BatchTargets, batched_inputs: list[dict], outputs: Outputs) -> None:
