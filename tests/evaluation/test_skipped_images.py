@@ -150,3 +150,15 @@ def test_a_damaged_panoptic_png_is_named(tmp_path):
     (tmp_path / "a.png").write_bytes(b"\x89PNG")
     with pytest.raises(UnusableImageError, match=r"a\.png"):
         read_panoptic_png(str(tmp_path / "a.png"))
+
+
+def test_results_of_data_sets_with_long_names_have_folders(tmp_path):
+    """The name of a data set holds its paths, which may be longer than one name of a folder."""
+    parent = tmp_path / ("p" * 120) / ("q" * 120)
+    parent.mkdir(parents=True)
+    name = write_tiny_coco(parent)
+    ensure_registered([name])
+    cfg = tiny_cfg("DETR", "DATASETS.TEST", (name,), "OUTPUT_DIR", str(tmp_path / "out"))
+    check_test_sets(cfg)
+    (folder,) = (tmp_path / "out" / "inference").iterdir()
+    assert len(folder.name) < 180
