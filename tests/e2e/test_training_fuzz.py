@@ -103,7 +103,7 @@ def write_panoptic(root: Path, rng: np.random.Generator) -> str:
         Image.fromarray(ids_to_rgb(ids)).save(root / "png" / f"{i}.png")
     segments = [
         {"id": 7, "category_id": 1, "area": 320, "iscrowd": 0},
-        {"id": 300, "category_id": 5, "area": 384},
+        {"id": 300, "category_id": 5, "area": 384, "iscrowd": 0},
     ]
     content = {
         "images": [{"id": i, "file_name": f"{i}.png", "height": SIDE, "width": SIDE} for i in range(3)],
@@ -180,7 +180,8 @@ def train_and_evaluate(kind: str, root: Path, rng: np.random.Generator) -> str |
     name = write(root, rng)
     options = ("DATASETS.TRAIN", (name,), "DATASETS.TEST", (name,), "OUTPUT_DIR", str(root / "out"), *OPTIONS)
     if kind == "panoptic":
-        cfg = tiny_cfg("PanopticDETR", *PANOPTIC_RESNET18, *options, "MODEL.MASK_HEAD.NUM_THING_CLASSES", 0)
+        more = ("MODEL.MASK_ON", True, "MODEL.MASK_HEAD.NUM_THING_CLASSES", 0)
+        cfg = tiny_cfg("PanopticDETR", *PANOPTIC_RESNET18, *options, *more)
     else:
         cfg = tiny_cfg("DETR", *options)
     try:

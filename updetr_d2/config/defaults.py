@@ -24,7 +24,7 @@ def _add_input_config(cfg: CN) -> None:
     cfg.INPUT.MIN_IMAGE_SIDE = 17
 
     # --- What one image file may cost (docs/RELIABILITY.md) ---
-    # Images with more pixels are skipped (a loader worker holds up to 7 bytes for each); at most 178956970.
+    # Images with more pixels are skipped (decoding needs some ten bytes for each); at most 178956970.
     cfg.INPUT.MAX_PIXELS = 100_000_000
     # Seconds that decoding a file may take before it is skipped; 0 is no limit.
     cfg.INPUT.DECODE_TIME_LIMIT = 60.0

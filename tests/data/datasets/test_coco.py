@@ -203,7 +203,7 @@ def test_what_an_earlier_start_has_found_counts_only_as_long_as_all_is_as_it_was
         evil = pickle.dumps(Hostile(str(trace)))
         kept.write_bytes(coco_dicts._HEADER + hashlib.sha256(evil).digest() + evil)
     else:
-        path.write_text(text.replace("cat", "cow") + " " * (change == "longer"))
+        path.write_text(text.replace('"cat"', '"cow"') + " " * (change == "longer"))
         os.utime(path, ns=(1, 1) if change == "longer" else (2, 2))
     second, metadata = start()
     assert second == first
