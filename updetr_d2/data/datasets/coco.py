@@ -76,8 +76,13 @@ def register_coco(name: str, location: str) -> None:
     json_file, image_folder = parts
     if not os.path.isdir(image_folder):
         raise ValueError(f"DATASETS: '{name}' names the folder {image_folder}, which does not exist.")
-    files = usable_files(json_file, image_folder)
-    DatasetCatalog.register(name, lambda: files.load(name, image_folder))
+    files, fresh = usable_files(json_file, image_folder)
+
+    def load() -> list[dict]:
+        """The first caller gets what was made just now; each gets lists of its own."""
+        return fresh.pop() if fresh else files.load(name, image_folder)
+
+    DatasetCatalog.register(name, load)
     MetadataCatalog.get(name).set(
         json_file=files.json_file,
         image_root=image_folder,
@@ -97,14 +102,17 @@ def usable_annotation_file(json_file: str, image_folder: str) -> tuple[str, list
     Raises:
         AnnotationError: if it cannot be used.
     """
-    files = usable_files(json_file, image_folder)
+    files, _ = usable_files(json_file, image_folder)
     return files.json_file, files.categories
 
 
-def usable_files(json_file: str, image_folder: str) -> CocoFiles:
+def usable_files(json_file: str, image_folder: str) -> tuple[CocoFiles, list[list[dict]]]:
     """Check an annotation file, unless it is known from an earlier start and has not changed since.
 
     A file with problems is checked, and they are logged, at each start: images that were missing may have come.
+
+    Returns:
+        the files, and a list with the dataset dicts if they have been made now.
 
     Raises:
         AnnotationError: if it cannot be used.
@@ -113,7 +121,7 @@ def usable_files(json_file: str, image_folder: str) -> CocoFiles:
     known = _read_known(state)
     if known is not None:
         logger.info("%s: %s (checked before)", json_file, known.summary)
-        return known
+        return known, []
     with without_garbage_collection():
         content = read_annotation_file(json_file)
         repaired, report = repair_annotations(content, json_file=json_file, image_folder=image_folder)
@@ -143,7 +151,7 @@ def usable_files(json_file: str, image_folder: str) -> CocoFiles:
         files = CocoFiles(usable_file, categories, _keep_dicts(state, dataset_dicts), summary)
     if not report.counts and not report.notes:
         _write_known(state, files)
-    return files
+    return files, [dataset_dicts]
 
 
 def _contiguous_ids(categories: list[tuple[int, str]]) -> dict[int, int]:
