@@ -17,6 +17,7 @@ from torch import Tensor
 from updetr_d2.data.datasets.names import ensure_registered
 from updetr_d2.data.transforms.image_io import UnusableImageError, read_image_rgb
 from updetr_d2.data.transforms.patch_boxes import random_patch_boxes
+from updetr_d2.data.transforms.read_options import ReadOptions
 from updetr_d2.inference.predictor import Predictor, cut_query_patch, setup_inference_config
 from updetr_d2.tasks import task_of, task_of_architecture
 from updetr_d2.tasks.findings import Findings
@@ -24,6 +25,8 @@ from updetr_d2.visualization.boxes import draw_patch_guesses
 
 logger = logging.getLogger(__name__)
 
+# Of a picture for the page: a few seconds and 300 MB at most. The files of visitors are nobody's photo archive.
+READ_OPTIONS = ReadOptions(max_pixels=40_000_000)
 # Short side (px) that pictures of results have at least.
 PICTURE_SIDE = 640
 
@@ -96,7 +99,7 @@ def read_picture(file_name: str | None, what: str = "picture") -> np.ndarray:
     if not file_name:
         raise VisitorError(f"There is no {what} yet: drop one on the page, or click an example.")
     try:
-        return read_image_rgb(file_name)
+        return read_image_rgb(file_name, options=READ_OPTIONS)
     except UnusableImageError as error:
         raise VisitorError(f"The {what} cannot be used: {Path(file_name).name} {error.reason}.") from error
 

@@ -13,7 +13,7 @@ import argparse
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,14 @@ except ImportError as error:
 from detectron2.utils.logger import setup_logger
 
 from demo import answers
+from demo.access import access_rules
 from demo.answers import DemoModel
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICKSTART = ROOT / "output" / "quickstart"
 QUICKSTART_RUNS = {"patches": "pretrain", "detection": "finetune"}
 NUM_EXAMPLES = 6
+MAX_UPLOAD = "20mb"
 CSS = """
 .picture img {object-fit: contain; width: 100%; height: 100%}
 .box-picture {position: relative; touch-action: none}
@@ -236,12 +238,30 @@ def get_parser() -> argparse.ArgumentParser:
         )
     parser.add_argument("--host", default="127.0.0.1", help="address to serve on (default: %(default)s)")
     parser.add_argument("--port", type=int, help="port to serve on (default: the first free one from 7860)")
+    parser.add_argument(
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="address under which visitors reach the page besides, such as https://demo.example.org of a proxy",
+    )
     parser.add_argument("options", nargs="*", metavar="KEY VALUE", help="config values for all models")
     return parser
 
 
-def serve(models: dict[str, DemoModel], *, host: str = "127.0.0.1", port: int | None = None) -> tuple:
-    """Build the page and serve it in the background.
+def serve(
+    models: dict[str, DemoModel],
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    origins: Sequence[str] = (),
+) -> tuple:
+    """Build the page and serve it in the background; uploads end at ``MAX_UPLOAD``.
+
+    Args:
+        models: of the tabs.
+        host, port: to serve on; None is the first free port.
+        origins: addresses under which visitors reach the page besides.
 
     Returns:
         the page (``gr.Blocks``) and its address.
@@ -256,6 +276,8 @@ def serve(models: dict[str, DemoModel], *, host: str = "127.0.0.1", port: int | 
         footer_links=[],
         quiet=True,
         prevent_thread_lock=True,
+        max_file_size=MAX_UPLOAD,
+        app_kwargs={"middleware": access_rules(host, origins)},
         theme=gr.themes.Default(
             primary_hue="rose", font=["system-ui", "sans-serif"], font_mono=["monospace"]
         ),
@@ -281,7 +303,9 @@ def main(argv: list[str] | None = None) -> int:
         wanted = {tab: getattr(args, tab) for tab in TABS if getattr(args, tab)} or quickstart_models(
             QUICKSTART
         )
-        page, url = serve(load_models(wanted, args.options), host=args.host, port=args.port)
+        page, url = serve(
+            load_models(wanted, args.options), host=args.host, port=args.port, origins=args.allow_origin
+        )
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

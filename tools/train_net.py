@@ -3,7 +3,11 @@
 
 import sys
 
-from updetr_d2.cli.train import main, run, setup  # noqa: F401  (for those who build on them)
+# The names of Detectron2's own train_net.py, for those who build on this file.
+from detectron2.engine import default_argument_parser  # noqa: F401
+
+from updetr_d2.cli.train import main, run, setup  # noqa: F401
+from updetr_d2.engine.launch import launch  # noqa: F401
 
 if __name__ == "__main__":
     sys.exit(run())

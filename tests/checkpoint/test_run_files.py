@@ -1,5 +1,6 @@
 """Checkpoint files appear whole or not at all, damage is found before use, and old ones are removed."""
 
+import logging
 import os
 import resource
 
@@ -143,3 +144,22 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     touch(tmp_path, "model_0000001.pth.tmp", "last_checkpoint.tmp", "model_0000001.pth", "notes.tmp")
     run_files.remove_unfinished(str(tmp_path))
     assert names(tmp_path) == ["model_0000001.pth", "notes.tmp"]
+
+
+def test_an_output_folder_that_has_vanished_is_made_again_and_said(tmp_path, caplog):
+    folder = str(tmp_path / "run")
+    with caplog.at_level(logging.ERROR):
+        run_files.restore_folder(folder)
+        run_files.restore_folder(folder)
+    assert os.path.isdir(folder)
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 1
+    assert messages[0].startswith(f"OUTPUT_DIR '{folder}' had vanished")
+
+
+def test_a_lost_mount_is_not_taken_for_a_removed_folder(tmp_path):
+    with pytest.raises(
+        run_files.SaveError, match=r"OUTPUT_DIR '.*/lost/run' has vanished and cannot be made again"
+    ):
+        run_files.restore_folder(str(tmp_path / "lost" / "run"))
+    assert not (tmp_path / "lost").exists()

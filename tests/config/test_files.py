@@ -157,3 +157,47 @@ def test_what_is_wrong_with_a_config_is_said_in_a_sentence(tmp_path, content, sa
     with pytest.raises(ValueError, match=said) as error:
         merged(tmp_path / "mine.yaml")
     assert "mine.yaml" in str(error.value)
+
+
+def alias_bomb(levels: int = 40) -> str:
+    """A YAML list that doubles with every level; as text of some kilobytes."""
+    lines = ["x0: &x0 [1, 1]"]
+    lines += [f"x{i}: &x{i} [*x{i - 1}, *x{i - 1}]" for i in range(1, levels)]
+    return "\n".join(lines) + "\n"
+
+
+MERGE_BOMB = "\n".join(
+    ["x0: &x0 {a: 1}"] + [f"x{i}: &x{i} {{<<: [*x{i - 1}, *x{i - 1}]}}" for i in range(1, 40)]
+)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        alias_bomb() + "SEED: *x39\n",
+        "DATASETS:\n  TRAIN: &a [&b [c, c], *b, *b]\n  TEST: [" + "*a, " * 50_000 + "]\n",
+        MERGE_BOMB,
+        "SEED: &a [*a]\n",
+        "DATASETS: &a {TRAIN: *a}\n",
+        "# " + "x" * 5_000_000,
+    ],
+    ids=["doubling", "wide", "merge keys", "list of itself", "keys of itself", "long"],
+)
+@pytest.mark.parametrize("through_base", [False, True])
+def test_alias_bombs_are_refused_in_a_sentence(tmp_path, content, through_base):
+    """Some kilobytes that stand for more values than any memory holds."""
+    (tmp_path / "bomb.yaml").write_text(content)
+    (tmp_path / "mine.yaml").write_text("_BASE_: bomb.yaml\nVERSION: 2\n")
+    with pytest.raises(ValueError, match=r"bomb\.yaml (stand for more than|has more than)"):
+        merged(tmp_path / ("mine.yaml" if through_base else "bomb.yaml"))
+
+
+def test_aliases_themselves_are_read(tmp_path):
+    (tmp_path / "mine.yaml").write_text("DATASETS:\n  TRAIN: &a [b, c]\n  TEST: *a\nVERSION: 2\n")
+    assert merged(tmp_path / "mine.yaml").DATASETS.TEST == ("b", "c")
+
+
+def test_a_report_of_a_run_folder_with_an_alias_bomb_is_made(tmp_path):
+    (tmp_path / "config.yaml").write_text(alias_bomb())
+    assert report.main([str(tmp_path)]) == 0
+    assert "config.yaml cannot be read" in (tmp_path / "report.html").read_text()

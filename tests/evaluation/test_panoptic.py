@@ -139,6 +139,20 @@ def test_predictions_are_written_with_ids_of_the_annotations(tmp_path):
     assert content["categories"] == CATEGORIES
 
 
+def test_images_of_one_name_in_several_folders_are_told_apart(tmp_path):
+    name = write_dataset(tmp_path)
+    content = json.loads((tmp_path / "panoptic.json").read_text())
+    for folder, image, annotation in zip("abcd", content["images"], content["annotations"]):
+        for parent, entry in (("images", image), ("png", annotation)):
+            (tmp_path / parent / folder).mkdir()
+            (tmp_path / parent / entry["file_name"]).rename(tmp_path / parent / folder / "1.png")
+            entry["file_name"] = f"{folder}/1.png"
+    (tmp_path / "panoptic.json").write_text(json.dumps(content))
+    assert evaluate_truth(name, tmp_path / "out")["panoptic_seg"]["PQ"] == pytest.approx(100)
+    predictions = json.loads((tmp_path / "out" / "predictions.json").read_text())["annotations"]
+    assert [each["file_name"] for each in predictions] == [f"{folder}/1.png" for folder in "abcd"]
+
+
 def test_two_processes_see_all_images(tmp_path):
     results, nothing = run_processes(
         2, evaluate_truth, write_dataset(tmp_path, num_images=5), tmp_path / "out"

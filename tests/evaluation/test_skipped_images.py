@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from tiny_coco import forget_runs, write_tiny_coco
 from updetr_d2.data.datasets.names import ensure_registered
 from updetr_d2.data.datasets.panoptic_annotations import read_panoptic_png, rgb_to_ids
 from updetr_d2.data.transforms.image_io import UnusableImageError
+from updetr_d2.engine import trainer
 from updetr_d2.engine.trainer import check_test_sets
 from updetr_d2.tasks import build_evaluator, build_test_loader
 from updetr_d2.utils.cache import CACHE_VARIABLE
@@ -150,3 +152,15 @@ def test_a_damaged_panoptic_png_is_named(tmp_path):
     (tmp_path / "a.png").write_bytes(b"\x89PNG")
     with pytest.raises(UnusableImageError, match=r"a\.png"):
         read_panoptic_png(str(tmp_path / "a.png"))
+
+
+def test_results_of_data_sets_with_long_names_have_folders(tmp_path, monkeypatch):
+    """The name of a data set holds its paths, which may be longer than one name of a folder."""
+    folders = []
+    monkeypatch.setattr(trainer, "build_evaluator", lambda _cfg, _name, folder: folders.append(folder))
+    cfg = tiny_cfg("DETR", "OUTPUT_DIR", str(tmp_path))
+    for number in range(2):
+        trainer.UPDETRTrainer.build_evaluator(cfg, f"coco:/{'p' * 120}/{'q' * 120}/a.json@/images{number}")
+    for folder in folders:
+        os.makedirs(os.path.join(folder, "f" * 60))  # evaluators make names of their own in it
+    assert len(set(folders)) == 2

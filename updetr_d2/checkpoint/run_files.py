@@ -67,6 +67,29 @@ def check_writable(folder: str) -> None:
     os.remove(probe)
 
 
+def restore_folder(folder: str) -> None:
+    """Make ``OUTPUT_DIR`` again if it has vanished, so that a run of days does not end without its weights.
+
+    Args:
+        folder: its parent must be there; a lost mount is not taken for a removed folder.
+
+    Raises:
+        SaveError: if it cannot be made.
+    """
+    if os.path.isdir(folder):
+        return
+    try:
+        os.mkdir(folder)
+    except OSError as error:
+        raise SaveError(
+            f"OUTPUT_DIR '{folder}' has vanished and cannot be made again ({error.strerror}): bring it back."
+        ) from error
+    logger.error(
+        "OUTPUT_DIR '%s' had vanished, with its checkpoints and logs: it was made again for the next ones.",
+        folder,
+    )
+
+
 def save_atomically(content: dict, path: str) -> None:
     """``torch.save`` by :func:`write_atomically`."""
     write_atomically(path, lambda file: torch.save(content, file))

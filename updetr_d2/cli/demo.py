@@ -37,6 +37,7 @@ from tqdm import tqdm
 
 from updetr_d2.data.datasets.image_folder import load_image_folder
 from updetr_d2.data.transforms.image_io import UnusableImageError, read_image_rgb
+from updetr_d2.data.transforms.read_options import ReadOptions
 from updetr_d2.inference.predictor import Predictor, cut_query_patch, setup_inference_config
 from updetr_d2.tasks import task_of
 from updetr_d2.tasks.findings import Findings
@@ -89,7 +90,8 @@ def cut_query_patches(images: Sequence[str], boxes: Sequence[Sequence[int]], cfg
     for i in range(count):
         file_name = images[min(i, len(images) - 1)]
         try:
-            patches.append(cut_query_patch(read_image_rgb(file_name), boxes[i] if boxes else None, cfg))
+            image = read_image_rgb(file_name, options=ReadOptions.from_config(cfg))
+            patches.append(cut_query_patch(image, boxes[i] if boxes else None, cfg))
         except ValueError as error:
             raise ValueError(f"--query-box of {file_name}: {error}") from error
     return np.stack(patches)
@@ -126,10 +128,11 @@ def run(cfg: CfgNode, args: argparse.Namespace, files: Sequence[str]) -> tuple[i
     """Go through the images and write everything; returns the numbers of images done and skipped."""
     find, categories, category_id = prepare(cfg, args)
     output = Path(args.output)
+    read_options = ReadOptions.from_config(cfg)
     images, results, skipped, used_names = [], [], 0, set()
     for image_id, file_name in enumerate(tqdm(files, unit="image"), start=1):
         try:
-            image = read_image_rgb(file_name)
+            image = read_image_rgb(file_name, options=read_options)
         except UnusableImageError as error:
             tqdm.write(f"skipped {error}", file=sys.stderr)
             skipped += 1

@@ -16,6 +16,7 @@ from detectron2.utils.registry import Registry
 
 from updetr_d2.config.access import get_value
 from updetr_d2.data.loading.build import images_per_process
+from updetr_d2.data.transforms.read_options import LARGEST_MAX_PIXELS
 from updetr_d2.modeling.criterion import CRITERION_REGISTRY
 from updetr_d2.modeling.matcher import MATCHER_REGISTRY
 
@@ -48,6 +49,7 @@ _AT_LEAST_0 = (
     "DATALOADER.MIXED_SHARDS",
     "DATALOADER.READ_RETRIES",
     "DATALOADER.READ_RETRY_DELAY",
+    "INPUT.DECODE_TIME_LIMIT",
     "SOLVER.WEIGHT_DECAY",
     "SOLVER.WARMUP_ITERS",
     "SOLVER.BACKBONE_MULTIPLIER",
@@ -89,6 +91,7 @@ def check_common_config(cfg: CfgNode) -> None:
         ValueError: naming the key, its value and what it may be.
     """
     _check_ranges(cfg)
+    _check_reading(cfg.INPUT)
     _check_device(cfg.MODEL.DEVICE)
     _check_backbone(cfg)
     _check_solver(cfg.SOLVER)
@@ -113,6 +116,14 @@ def _check_ranges(cfg: CfgNode) -> None:
         for key in keys:
             value = get_value(cfg, key)
             _check(holds(value), f"{key} is {value}; {range_}.")
+
+
+def _check_reading(image: CfgNode) -> None:
+    _check(
+        1 <= image.MAX_PIXELS <= LARGEST_MAX_PIXELS,
+        f"INPUT.MAX_PIXELS is {image.MAX_PIXELS}; it must be in [1, {LARGEST_MAX_PIXELS}].",
+    )
+    _check(8 <= image.GRAY_BITS <= 16, f"INPUT.GRAY_BITS is {image.GRAY_BITS}; it must be in [8, 16].")
 
 
 def _check_device(device: str) -> None:

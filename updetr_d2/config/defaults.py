@@ -23,6 +23,19 @@ def _add_input_config(cfg: CN) -> None:
     # Images with a side shorter than this (px) are skipped; the official code skips sides <= 16 px.
     cfg.INPUT.MIN_IMAGE_SIDE = 17
 
+    # --- What one image file may cost (docs/RELIABILITY.md) ---
+    # Images with more pixels are skipped (decoding needs some ten bytes for each); at most 178956970.
+    cfg.INPUT.MAX_PIXELS = 100_000_000
+    # Seconds that decoding a file may take before it is skipped; 0 is no limit.
+    cfg.INPUT.DECODE_TIME_LIMIT = 60.0
+    # Read GIF files, the first frame of each; a crafted one keeps the decoder busy until the time limit.
+    cfg.INPUT.READ_GIF = False
+    # Decode JPEGs at 1/2, 1/4 or 1/8 of their sides where that is still as large as what detection resizes them
+    # to: faster for photos of many megapixels, with pixels that differ slightly.
+    cfg.INPUT.JPEG_DRAFT = False
+    # Bits that the values of 16-bit gray files use: 16, or 10, 12 or 14 with many cameras and scanners.
+    cfg.INPUT.GRAY_BITS = 16
+
     # --- Random query patches (paper, Section 3.1) ---
     cfg.INPUT.QUERY_PATCH = CN()
     # Side (px) of the square that every patch is resized to.

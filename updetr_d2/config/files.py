@@ -1,6 +1,7 @@
 """Config files, read without running code from them; the recipes in ``configs/`` that the package brings along."""
 
 import difflib
+import io
 import os
 from pathlib import Path
 from typing import IO
@@ -51,13 +52,53 @@ def get_config(name: str) -> CfgNode:
     return cfg
 
 
-class _RegularFiles(CfgNode):
-    """Opens regular files only, those named by ``_BASE_`` included."""
+# A config has some hundred values, and some kilobytes.
+_MAX_YAML_NODES = 100_000
+_MAX_YAML_CHARACTERS = 4_000_000
+
+
+def refuse_alias_bomb(text: str, name: str) -> None:
+    """Make sure that a YAML file is no larger in memory than a config may be.
+
+    Aliases of aliases (``[*a, *a]``) double what they stand for with every line; whoever prints or copies the
+    values goes through all of them.
+
+    Args:
+        text: of the file.
+        name: of the file, for the message.
+
+    Raises:
+        ValueError: if it has too many characters, or values once its aliases are written out.
+    """
+    if len(text) > _MAX_YAML_CHARACTERS:
+        raise ValueError(f"{name} has more than {_MAX_YAML_CHARACTERS} characters, which no config needs.")
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    if root is not None and _num_nodes(root, {}) > _MAX_YAML_NODES:
+        raise ValueError(
+            f"the aliases of {name} stand for more than {_MAX_YAML_NODES} values, or for themselves."
+        )
+
+
+def _num_nodes(node: yaml.Node, known: dict[int, float]) -> float:
+    """Number of nodes below a node with its aliases written out; infinite if it contains itself."""
+    if id(node) not in known:
+        known[id(node)] = float("inf")  # until it is known: whoever asks now is inside of it
+        below = [] if isinstance(node, yaml.ScalarNode) else node.value
+        children = (each for entry in below for each in (entry if isinstance(entry, tuple) else (entry,)))
+        known[id(node)] = 1.0 + sum(_num_nodes(child, known) for child in children)
+    return known[id(node)]
+
+
+class _RefusingConfig(CfgNode):
+    """Opens regular files without alias bombs only, those named by ``_BASE_`` included."""
 
     @classmethod
     def _open_cfg(cls, filename: str) -> IO[str]:
         refuse_special_file(filename)
-        return super()._open_cfg(filename)
+        with super()._open_cfg(filename) as file:
+            text = file.read(_MAX_YAML_CHARACTERS + 1)
+        refuse_alias_bomb(text, filename)
+        return io.StringIO(text)
 
 
 def merge_config_file(cfg: CfgNode, path: str) -> None:
@@ -74,7 +115,7 @@ def merge_config_file(cfg: CfgNode, path: str) -> None:
         ValueError: if there is no such file, it is not plain YAML, or a key or value is wrong.
     """
     try:
-        _RegularFiles.load_yaml_with_base(path, allow_unsafe=False)
+        _RefusingConfig.load_yaml_with_base(path, allow_unsafe=False)
         cfg.merge_from_file(path, allow_unsafe=False)
     except yaml.constructor.ConstructorError as error:
         raise ValueError(

@@ -62,6 +62,8 @@ class CheckpointHook(HookBase):
 
     def _save(self, name: str) -> None:
         states = comm.gather(self.trainer.data_loader.state_dict())
+        if comm.is_main_process():
+            run_files.restore_folder(self.checkpointer.save_dir)
         self.checkpointer.save(name, iteration=self.trainer.iter, data_loader=states)
 
     @staticmethod

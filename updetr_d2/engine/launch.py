@@ -1,14 +1,18 @@
 """Start a main function on all processes, whichever launcher the user prefers."""
 
 import contextlib
+import ctypes
+import errno
 import logging
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from types import FrameType
+from urllib.parse import urlsplit
 
 import torch
 import torch.distributed as dist
@@ -20,6 +24,8 @@ from torch.multiprocessing import ProcessExitedException
 from updetr_d2.engine.preemption import STOP_SIGNALS, STOPPED_EXIT_CODE
 
 logger = logging.getLogger(__name__)
+
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 def launch(main: Callable[[Namespace], object], args: Namespace) -> object:
@@ -35,7 +41,7 @@ def launch(main: Callable[[Namespace], object], args: Namespace) -> object:
         what ``main`` returned, where it ran in this process.
 
     Raises:
-        ValueError: if there are fewer GPUs than asked for.
+        ValueError: if there are fewer GPUs than asked for, or the processes could not find each other.
         SystemExit: if the processes have stopped after a signal, with their exit code.
     """
     num_gpus = torch.cuda.device_count()
@@ -43,9 +49,11 @@ def launch(main: Callable[[Namespace], object], args: Namespace) -> object:
         raise ValueError(f"--num-gpus is {args.num_gpus}, but torch sees {num_gpus} here.")
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         if args.num_gpus * args.num_machines > 1:
+            check_dist_url(args.dist_url, num_machines=args.num_machines, machine_rank=args.machine_rank)
             _launch_processes(main, args)
             return None
         return main(args)
+    _stop_with_parent()
     use_gpu = torch.cuda.is_available()
     if use_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -53,6 +61,69 @@ def launch(main: Callable[[Namespace], object], args: Namespace) -> object:
     comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
     comm.synchronize()
     return _run_in_process_group(main, args)
+
+
+def check_dist_url(url: str, *, num_machines: int, machine_rank: int) -> None:
+    """Check where the processes are to meet, before they are started.
+
+    Args:
+        url: of ``--dist-url``.
+        num_machines, machine_rank: of the command line.
+
+    Raises:
+        ValueError: naming the argument, if the processes cannot meet there.
+    """
+    if num_machines < 1 or not 0 <= machine_rank < num_machines:
+        raise ValueError(
+            f"--machine-rank is {machine_rank} of --num-machines {num_machines}: machines are numbered from 0."
+        )
+    if url == "auto":
+        if num_machines > 1:
+            raise ValueError("--dist-url auto is for one machine; name tcp://HOST:PORT of machine 0.")
+        return
+    parts = urlsplit(url)
+    if parts.scheme == "file":
+        return
+    try:
+        port = parts.port
+    except ValueError:  # no number, or too large
+        port = None
+    if parts.scheme != "tcp" or not parts.hostname or not port:
+        raise ValueError(
+            f"--dist-url is '{url}'; it must be tcp://HOST:PORT with a port from 1 to 65535, or auto on one "
+            "machine."
+        )
+    try:
+        socket.getaddrinfo(parts.hostname, port)
+    except OSError as error:
+        raise ValueError(
+            f"--dist-url is '{url}', whose host is not known here ({error.strerror})."
+        ) from error
+    if machine_rank == 0:
+        _check_port(url, port)
+
+
+def _check_port(url: str, port: int) -> None:
+    """Raise ValueError if this machine cannot listen on a port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            reason = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
+            raise ValueError(
+                f"--dist-url is '{url}', but port {port} of this machine {reason}, perhaps by another run: choose "
+                "another one, or --dist-url auto on one machine."
+            ) from error
+
+
+def _stop_with_parent() -> None:
+    """Get SIGTERM when the parent dies, ``torchrun``'s agent, which cannot tell when it is killed with SIGKILL.
+
+    On Linux; the processes of Detectron2's ``launch`` do so by themselves.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
 
 
 def _run_in_process_group(main: Callable[[Namespace], object], args: Namespace) -> object:

@@ -17,7 +17,7 @@ import yaml
 from detectron2.config import get_cfg
 
 from updetr_d2.config import add_updetr_config
-from updetr_d2.config.files import merge_config_file
+from updetr_d2.config.files import merge_config_file, refuse_alias_bomb
 from updetr_d2.config.flat import flat_config, flatten
 from updetr_d2.visualization.curves import fits_float, read_metrics
 
@@ -170,7 +170,9 @@ def _read_log(path: Path) -> str:
 
 
 def _read_config(path: Path) -> dict[str, object]:
-    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    text = path.read_text(encoding="utf-8")
+    refuse_alias_bomb(text, path.name)
+    config = yaml.safe_load(text)
     if not isinstance(config, dict):
         raise ValueError("it has no keys with values")
     return flatten(config)

@@ -1,6 +1,7 @@
 """The trainer of every task: Detectron2's ``DefaultTrainer`` on our loaders, optimizer, loop and evaluators."""
 
 import contextlib
+import hashlib
 import logging
 import os
 import re
@@ -34,11 +35,14 @@ from updetr_d2.engine.preemption import PreemptionHook, StopSignals
 from updetr_d2.engine.train_loop import TrainLoop
 from updetr_d2.modeling.fast.optimize import optimize_frozen
 from updetr_d2.tasks import build_evaluator, build_test_loader, task_of
+from updetr_d2.utils.cache import short_name
 
 logger = logging.getLogger(__name__)
 
 # Before the names of the results of the averaged weights, and the folder in OUTPUT_DIR of their files.
 EMA_RESULTS = "ema"
+# Bytes; evaluators add to it, and names have an end at 255.
+_LONGEST_FOLDER_NAME = 180
 
 
 class UPDETRTrainer(DefaultTrainer):
@@ -110,6 +114,8 @@ class UPDETRTrainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         folder = re.sub(r"[^\w.-]+", "_", dataset_name)  # a name such as folder:/data/photos is no path
+        if len(os.fsencode(folder)) > _LONGEST_FOLDER_NAME:
+            folder = short_name(folder, f"-{hashlib.sha256(os.fsencode(dataset_name)).hexdigest()[:16]}")
         return build_evaluator(cfg, dataset_name, os.path.join(cfg.OUTPUT_DIR, "inference", folder))
 
     def build_hooks(self) -> list[hooks.HookBase | None]:

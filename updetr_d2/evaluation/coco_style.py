@@ -1,7 +1,9 @@
 """Detectron2's COCO evaluator, restricted to the images that were evaluated."""
 
 import logging
+from typing import Any
 
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
 
@@ -12,7 +14,16 @@ class EvaluatedImagesCOCOEvaluator(COCOEvaluator):
     """Objects of images that could not be read are not missed: AP is that of the images which were evaluated.
 
     Takes the arguments of the parent. A line in the log says how many images were left out.
+
+    Raises:
+        ValueError: if the ground truth has no images or no categories, naming the file.
     """
+
+    def __init__(self, dataset_name: str, *args: Any, **kwargs: Any) -> None:
+        super().__init__(dataset_name, *args, **kwargs)
+        if not self._coco_api.imgs or not self._coco_api.cats:
+            json_file = MetadataCatalog.get(dataset_name).get("json_file")
+            raise ValueError(f"the annotations {json_file} list no images, or no categories")
 
     def reset(self) -> None:
         super().reset()

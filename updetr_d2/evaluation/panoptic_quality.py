@@ -88,7 +88,7 @@ class PanopticQualityEvaluator(DatasetEvaluator):
                 for segment in annotation["segments_info"]
             ]
             add_counts(self._counts, true_map, true_segments, predicted_map, segments)
-            stem = os.path.splitext(os.path.basename(sample["file_name"]))[0]
+            stem = os.path.splitext(self._name(sample["file_name"]))[0]
             self._predictions.append(
                 {
                     "image_id": sample["image_id"],
@@ -96,6 +96,14 @@ class PanopticQualityEvaluator(DatasetEvaluator):
                     "segments_info": [self._in_file(segment) for segment in segments],
                 }
             )
+
+    def _name(self, file_name: str) -> str:
+        """Path below the folder of the images; those of different subfolders may have one base name."""
+        root = self._metadata.get("image_root")
+        is_below = root is not None and os.path.abspath(file_name).startswith(
+            os.path.join(os.path.abspath(root), "")
+        )
+        return os.path.relpath(file_name, root) if is_below else os.path.basename(file_name)
 
     def _read_map(self, file_name: str) -> np.ndarray:
         path = os.path.join(self._metadata.panoptic_root, file_name)

@@ -20,6 +20,7 @@ from updetr_d2.config.files import find_config_file, merge_config_file
 from updetr_d2.data.dataset_mappers.oneshot import cut_patch
 from updetr_d2.data.datasets.names import ensure_registered
 from updetr_d2.data.transforms.image_io import read_image_rgb, stack_to_tensor, to_tensor
+from updetr_d2.data.transforms.read_options import ReadOptions
 from updetr_d2.data.transforms.resize import DETRResize
 from updetr_d2.inference.results import Prediction
 from updetr_d2.modeling.fast.optimize import optimize_frozen
@@ -225,7 +226,7 @@ class Predictor:
 
     @torch.no_grad()
     def _predict(self, image: ImageLike, patches: np.ndarray | None, threshold: float) -> Prediction:
-        image = as_rgb(image)
+        image = as_rgb(image, ReadOptions.from_config(self.cfg))
         resized = T.AugInput(image)
         self._resize(resized)
         image_format = self.cfg.INPUT.FORMAT
@@ -252,18 +253,19 @@ class Predictor:
             )
         if isinstance(patches, np.ndarray) and patches.ndim == 4:
             return patches
-        return np.stack([cut_query_patch(as_rgb(patch), None, self.cfg) for patch in patches])
+        options = ReadOptions.from_config(self.cfg)
+        return np.stack([cut_query_patch(as_rgb(patch, options), None, self.cfg) for patch in patches])
 
 
-def as_rgb(image: ImageLike) -> np.ndarray:
-    """RGB uint8 ``[H, W, 3]`` of a path, a PIL image or such an array.
+def as_rgb(image: ImageLike, options: ReadOptions) -> np.ndarray:
+    """RGB uint8 ``[H, W, 3]`` of a path, which is read by ``options``, a PIL image or such an array.
 
     Raises:
         UnusableImageError: if a file cannot be read.
         ValueError: for an array of another type or shape.
     """
     if isinstance(image, (str, os.PathLike)):
-        return read_image_rgb(os.fspath(image))
+        return read_image_rgb(os.fspath(image), options=options)
     if isinstance(image, Image.Image):
         return np.array(image.convert("RGB"))
     array = np.asarray(image)

@@ -10,6 +10,8 @@ from updetr_d2.utils.files import replacing
 
 logger = logging.getLogger(__name__)
 
+# Names have an end at 255 bytes, digest and suffixes included.
+_MAX_STEM_BYTES = 100
 CACHE_VARIABLE = "UPDETR_D2_CACHE"
 
 
@@ -41,6 +43,16 @@ def cache_folder(*parts: str) -> Path:
     return folder
 
 
+def short_name(stem: str, suffix: str) -> str:
+    """A file name that fits every file system: of a long stem the beginning is taken.
+
+    Args:
+        stem: may be as long as names can be.
+        suffix: what tells the file from others, such as a digest.
+    """
+    return os.fsdecode(os.fsencode(stem)[:_MAX_STEM_BYTES]) + suffix
+
+
 def keep_copy(path: str | Path, *folders: str) -> str:
     """Keep a copy of a file in the cache, so that readers see the same content however long a run takes.
 
@@ -55,7 +67,9 @@ def keep_copy(path: str | Path, *folders: str) -> str:
     path = Path(path)
     try:
         digest = hashlib.sha256(path.read_bytes())
-        copy = cache_folder(*folders) / f"{path.stem}-{digest.hexdigest()[:24]}{path.suffix}"
+        copy = cache_folder(*folders) / short_name(
+            path.stem, f"-{digest.hexdigest()[:24]}{path.suffix[-20:]}"
+        )
         if not copy.exists():
             with open(path, "rb") as original, replacing(copy) as file:
                 shutil.copyfileobj(original, file)

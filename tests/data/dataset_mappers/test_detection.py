@@ -10,6 +10,7 @@ from PIL import Image
 from updetr_d2 import add_updetr_config
 from updetr_d2.data.dataset_mappers.detection import DETRDatasetMapper
 from updetr_d2.data.transforms.image_io import UnusableImageError
+from updetr_d2.data.transforms.resize import resize_uint8
 
 WIDTH, HEIGHT = 96, 64
 GREEN_BOX = (20, 10, 60, 50)  # XYXY
@@ -206,6 +207,76 @@ def test_masks_follow_the_image(dataset_dict, crop_probability):
         mask = sample["instances"].gt_masks.tensor[0]
         green = sample["image"][1] > 127
         assert (mask ^ green).float().mean() < 0.02
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("is_train", [True, False])
+def test_drafted_photos_have_the_labels_and_sizes_of_whole_ones(orientation, is_train, tmp_path):
+    """Boxes and masks go the way of the pixels, although the decoder has made the first step of it."""
+    pixels = np.zeros((640, 960, 3), np.uint8)
+    x0, y0, x1, y1 = box = (200, 100, 600, 500)
+    pixels[y0:y1, x0:x1] = (0, 255, 0)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(pixels)
+    if orientation == 6:  # shown turned by 90 degrees clockwise
+        stored = stored.transpose(Image.Transpose.ROTATE_90)
+    stored.save(tmp_path / "photo.jpg", exif=exif, quality=95)
+    polygon = [x0, y0, x1, y0, x1, y1, x0, y1]
+    dataset_dict = {
+        "file_name": str(tmp_path / "photo.jpg"),
+        "width": 960,
+        "height": 640,
+        "annotations": [make_annotation(box, segmentation=[polygon])],
+    }
+    options = ("MODEL.MASK_ON", True, "INPUT.MIN_SIZE_TRAIN", (96,), "INPUT.MIN_SIZE_TEST", 96)
+    drafting = make_mapper(*options, "INPUT.JPEG_DRAFT", True, is_train=is_train)
+    assert drafting.draft_side == 96
+    drafted = drafting(dataset_dict)
+    whole = make_mapper(*options, is_train=is_train)(dataset_dict)
+    assert drafted["image"].shape == whole["image"].shape == (3, 96, 144)
+    assert (drafted["height"], drafted["width"]) == (640, 960)
+    assert not torch.equal(drafted["image"], whole["image"]), "it was not drafted"
+    difference = drafted["image"].int() - whole["image"].int()
+    assert difference.abs().float().mean() < 1
+    if is_train:
+        found = drafted["instances"]
+        np.testing.assert_allclose(found.gt_boxes.tensor[0], [30, 15, 90, 75], atol=0.01)
+        assert (found.gt_masks.tensor[0] ^ (drafted["image"][1] > 127)).float().mean() < 0.02
+
+
+def test_what_is_enlarged_is_never_drafted():
+    """The longest side that any branch asks for decides."""
+    crop = ("INPUT.DETR_CROP.PROB", 0.5, "INPUT.DETR_CROP.RESIZE_SIDES", (400, 600))
+    options = ("INPUT.JPEG_DRAFT", True, "INPUT.MIN_SIZE_TRAIN", (480, 512), "INPUT.MIN_SIZE_TEST", 800)
+    assert make_mapper(*options).draft_side == 512
+    assert make_mapper(*options, *crop).draft_side == 600
+    assert make_mapper(*options, is_train=False).draft_side == 800
+    assert make_mapper().draft_side is None
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (2, 1000)])
+@pytest.mark.parametrize("is_train", [True, False])
+def test_images_of_one_pixel_become_samples(size, is_train, tmp_path, monkeypatch):
+    """However thin: a run must not end because of one, for lack of memory either."""
+    np.random.seed(0)
+    sizes = []
+
+    def resize(image, *, height, width):
+        sizes.append((height, width))
+        return resize_uint8(image, height=height, width=width)
+
+    monkeypatch.setattr("updetr_d2.data.transforms.resize.resize_uint8", resize)
+    width, height = size
+    Image.new("RGB", size, (255, 0, 0)).save(tmp_path / "thin.png")
+    annotations = [make_annotation((0, 0, width, height))]
+    dataset_dict = {"file_name": str(tmp_path / "thin.png"), "annotations": annotations}
+    for crop in (0.0, 1.0):
+        mapper = make_mapper("INPUT.DETR_CROP.PROB", crop, "INPUT.MAX_SIZE_TRAIN", 200, is_train=is_train)
+        sample = mapper(dataset_dict)
+        assert min(sample["image"].shape[1:]) >= 1
+        assert max(height * width for height, width in sizes) < 1e7
+        assert (sample["height"], sample["width"]) == (height, width)
 
 
 def test_no_objects_have_no_masks_rather_than_none(dataset_dict):

@@ -1,6 +1,7 @@
 """Loaders: a stream that seed and position alone decide, exact resume, and files that cannot be used."""
 
 import itertools
+import logging
 import random
 from collections import Counter
 
@@ -352,11 +353,14 @@ class TestTestLoader:
         assert len(loader) == 7
 
     @pytest.mark.parametrize("bad", [set(), {0, 6}, {2, 3}, set(range(7))])
-    def test_unusable_images_are_left_out_and_counted(self, bad):
+    def test_unusable_images_are_left_out_and_counted(self, bad, caplog):
         loader = build_test_loader(
             small_cfg(), "toy_images", mapper=ToyMapper(bad, OSError("gone")), batch_size=2
         )
-        assert ids(content(loader)) == [i for i in range(7) if i not in bad]
+        with caplog.at_level(logging.WARNING):
+            assert ids(content(loader)) == [i for i in range(7) if i not in bad]
+        # Whatever evaluator follows, of patches and of queries as well.
+        assert (f"{len(bad)} of 7 samples of this evaluation" in caplog.text) == bool(bad)
         assert set(loader.skipped_files.reasons) == {f"{i}.jpg" for i in bad}
         assert len(loader) == 4
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from updetr_d2.data.transforms import image_io
 from updetr_d2.data.transforms.image_io import UnusableImageError, read_image_rgb
+from updetr_d2.data.transforms.read_options import ReadOptions
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -51,7 +52,8 @@ def save(image: Image.Image, path, **options) -> str:
     ],
 )
 def test_colours_of_every_format_and_mode(mode, name, options, tmp_path):
-    image = read_image_rgb(save(Image.fromarray(four_colours()).convert(mode), tmp_path / name, **options))
+    path = save(Image.fromarray(four_colours()).convert(mode), tmp_path / name, **options)
+    image = read_image_rgb(path, options=ReadOptions(read_gif=True))
     assert image.dtype == np.uint8
     assert image.shape == (32, 32, 3)
     assert image.flags.c_contiguous

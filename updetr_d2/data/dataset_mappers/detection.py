@@ -10,9 +10,14 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Instances
+from PIL import Image
 
-from updetr_d2.data.transforms.image_io import UnusableImageError, read_image_rgb, to_tensor
-from updetr_d2.data.transforms.resize import DETRResize
+from updetr_d2.data.transforms.image_io import UnusableImageError, read_reduced_rgb, to_tensor
+from updetr_d2.data.transforms.read_options import ReadOptions
+from updetr_d2.data.transforms.resize import AntialiasResizeTransform, DETRResize
+
+# Long by short side, from which on images are no photographs.
+_MAX_ASPECT_RATIO = 20
 
 
 class DETRDatasetMapper:
@@ -25,6 +30,9 @@ class DETRDatasetMapper:
         augmentations: applied in this order to image, boxes and masks.
         image_format: channel order of the image, "RGB" or "BGR".
         mask_on: whether the instances have masks (``gt_masks``, ``BitMasks``).
+        read_options: how image files are read.
+        draft_side: JPEGs are decoded at a part of their size if its short side (px) is still as long; None for
+            the full size.
     """
 
     @configurable
@@ -35,6 +43,8 @@ class DETRDatasetMapper:
         augmentations: list[T.Augmentation],
         image_format: str = "RGB",
         mask_on: bool = False,
+        read_options: ReadOptions | None = None,
+        draft_side: int | None = None,
     ) -> None:
         if image_format not in ("RGB", "BGR"):
             raise ValueError(f"INPUT.FORMAT is {image_format!r}; use RGB or BGR.")
@@ -42,6 +52,8 @@ class DETRDatasetMapper:
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
         self.mask_on = mask_on
+        self.read_options = read_options or ReadOptions()
+        self.draft_side = draft_side
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
@@ -50,6 +62,8 @@ class DETRDatasetMapper:
             "augmentations": build_detr_augmentations(cfg, is_train),
             "image_format": cfg.INPUT.FORMAT,
             "mask_on": cfg.MODEL.MASK_ON,
+            "read_options": ReadOptions.from_config(cfg),
+            "draft_side": _longest_short_side(cfg, is_train) if cfg.INPUT.JPEG_DRAFT else None,
         }
 
     def __call__(self, dataset_dict: dict) -> dict:
@@ -70,10 +84,13 @@ class DETRDatasetMapper:
         """
         dataset_dict = copy.deepcopy(dataset_dict)
         labels = self._pop_labels(dataset_dict)
-        image = self._read_image(dataset_dict)
-        dataset_dict["height"], dataset_dict["width"] = image.shape[:2]
+        image, (height, width) = self._read_image(dataset_dict)
+        dataset_dict["height"], dataset_dict["width"] = height, width
         aug_input = T.AugInput(image)
         transforms = self.augmentations(aug_input)
+        if image.shape[:2] != (height, width):  # labels go the way that the decoder has gone
+            reduction = AntialiasResizeTransform(height, width, *image.shape[:2], Image.Resampling.BILINEAR)
+            transforms = T.TransformList([reduction, *transforms.transforms])
         image = aug_input.image
         if self.is_train:
             dataset_dict["instances"] = self._make_instances(
@@ -86,17 +103,19 @@ class DETRDatasetMapper:
         """Take out of the dataset dict what :meth:`_make_instances` needs."""
         return {"annotations": dataset_dict.pop("annotations", [])}
 
-    @staticmethod
-    def _read_image(dataset_dict: dict) -> np.ndarray:
-        image = read_image_rgb(dataset_dict["file_name"])
-        found = image.shape[1], image.shape[0]
+    def _read_image(self, dataset_dict: dict) -> tuple[np.ndarray, tuple[int, int]]:
+        """The image, perhaps reduced, and the height and width (px) that it has at full size."""
+        image, size = read_reduced_rgb(
+            dataset_dict["file_name"], options=self.read_options, draft_side=self.draft_side
+        )
+        found = size[::-1]
         expected = dataset_dict.get("width", found[0]), dataset_dict.get("height", found[1])
         if found != expected:
             raise UnusableImageError(
                 dataset_dict["file_name"],
                 f"has {found[0]}x{found[1]} px, but its annotations are for {expected[0]}x{expected[1]} px",
             )
-        return image
+        return image, size
 
     def _make_instances(
         self,
@@ -126,6 +145,14 @@ class DETRDatasetMapper:
         if self.mask_on and not instances.has("gt_masks"):
             instances.gt_masks = BitMasks(torch.zeros((0, *image_size), dtype=torch.bool))
         return utils.filter_empty_instances(instances)
+
+
+def _longest_short_side(cfg: CfgNode, is_train: bool) -> int:
+    """The longest short side (px) that images are resized to."""
+    if not is_train:
+        return cfg.INPUT.MIN_SIZE_TEST
+    crop = cfg.INPUT.DETR_CROP
+    return max([*cfg.INPUT.MIN_SIZE_TRAIN, *(crop.RESIZE_SIDES if crop.PROB > 0 else ())])
 
 
 def build_detr_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
@@ -158,9 +185,11 @@ def build_detr_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentatio
         horizontal = cfg.INPUT.RANDOM_FLIP == "horizontal"
         augmentations.append(T.RandomFlip(horizontal=horizontal, vertical=not horizontal))
     if crop.PROB > 0:
-        # The resize before the crop has no limit of the long side in the official code.
+        # The resize before the crop has no limit of the long side in the official code, which makes gigabytes of
+        # images of one pixel's width. Here those of more than this aspect ratio are enlarged less.
+        max_size = _MAX_ASPECT_RATIO * max(crop.RESIZE_SIDES, default=1)
         enlarge_and_crop = [
-            DETRResize(crop.RESIZE_SIDES, None, key="INPUT.DETR_CROP.RESIZE_SIDES"),
+            DETRResize(crop.RESIZE_SIDES, max_size, key="INPUT.DETR_CROP.RESIZE_SIDES"),
             T.RandomCrop("absolute_range", sides),
         ]
         augmentations.append(T.RandomApply(T.AugmentationList(enlarge_and_crop), crop.PROB))

@@ -129,9 +129,8 @@ class OneShotDatasetMapper(DETRDatasetMapper):
         }
 
     def _cut_patch(self, query: QueryBox) -> np.ndarray:
-        return cut_patch(
-            read_image_rgb(query.file_name), query.box, margin=self.context_margin, size=self.patch_size
-        )
+        image = read_image_rgb(query.file_name, options=self.read_options)
+        return cut_patch(image, query.box, margin=self.context_margin, size=self.patch_size)
 
 
 def cut_patch(

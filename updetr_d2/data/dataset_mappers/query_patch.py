@@ -12,6 +12,7 @@ from detectron2.structures import Boxes, Instances
 from updetr_d2.data.transforms.image_io import read_image_rgb, stack_to_tensor, to_tensor
 from updetr_d2.data.transforms.patch_augmentation import PatchAugmentation
 from updetr_d2.data.transforms.patch_boxes import random_patch_boxes
+from updetr_d2.data.transforms.read_options import ReadOptions
 from updetr_d2.data.transforms.resize import DETRResize, resize_uint8
 
 
@@ -32,6 +33,7 @@ class QueryPatchDatasetMapper:
         image_format: channel order of image and patches, "RGB" or "BGR".
         min_image_side: images with a shorter side (px) are refused.
         eval_seed: seed of the patches for evaluation.
+        read_options: how image files are read.
     """
 
     @configurable
@@ -48,6 +50,7 @@ class QueryPatchDatasetMapper:
         image_format: str,
         min_image_side: int,
         eval_seed: int,
+        read_options: ReadOptions | None = None,
     ) -> None:
         if image_format not in ("RGB", "BGR"):
             raise ValueError(f"INPUT.FORMAT is {image_format!r}: pre-training needs RGB or BGR.")
@@ -71,6 +74,7 @@ class QueryPatchDatasetMapper:
         self.image_format = image_format
         self.min_image_side = min_image_side
         self.eval_seed = eval_seed
+        self.read_options = read_options or ReadOptions()
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
@@ -91,6 +95,7 @@ class QueryPatchDatasetMapper:
             "image_format": cfg.INPUT.FORMAT,
             "min_image_side": cfg.INPUT.MIN_IMAGE_SIDE,
             "eval_seed": cfg.INPUT.QUERY_PATCH.EVAL_SEED,
+            "read_options": ReadOptions.from_config(cfg),
         }
 
     def __call__(self, dataset_dict: dict) -> dict:
@@ -108,7 +113,9 @@ class QueryPatchDatasetMapper:
         Raises:
             UnusableImageError: if the image cannot be used.
         """
-        image = read_image_rgb(dataset_dict["file_name"], min_side=self.min_image_side)
+        image = read_image_rgb(
+            dataset_dict["file_name"], min_side=self.min_image_side, options=self.read_options
+        )
         rng = self._make_rng(dataset_dict)
         height, width = image.shape[:2]
         patch_boxes = random_patch_boxes(

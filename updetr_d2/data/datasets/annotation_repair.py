@@ -65,8 +65,18 @@ class RepairReport:
 
 def numbers(values: Iterable[object]) -> list[float] | None:
     """All values as numbers, None if one of them is none."""
+    if isinstance(values, list) and are_numbers(values):
+        return values
     read = [number(value) for value in values]
     return [value for value in read if value is not None] if None not in read else None
+
+
+def are_numbers(values: list) -> bool:
+    """Whether all values of a JSON list are finite numbers; asked of millions of lists, so without a loop."""
+    try:
+        return all(map(math.isfinite, values)) and bool not in set(map(type, values))
+    except (TypeError, OverflowError):
+        return False
 
 
 def number(value: object) -> float | int | None:
@@ -87,6 +97,8 @@ def number(value: object) -> float | int | None:
 
 def id_key(value: object) -> str | None:
     """What an id is known by, whether written as 7, 7.0 or "7"; None for what cannot be one."""
+    if type(value) is int:
+        return str(value)
     if isinstance(value, float) and math.isfinite(value) and value == int(value):
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | str):
@@ -143,7 +155,7 @@ def repair_fields(annotation: dict, image: dict, report: RepairReport, name: str
     if "segmentation" in repaired:
         _repair_mask(repaired, image, report, name)
     points = repaired.get("keypoints")
-    if points is not None and not (isinstance(points, list) and all(map(_is_number, points))):
+    if points is not None and not (isinstance(points, list) and are_numbers(points)):
         del repaired["keypoints"]
         report.add("'keypoints' are no numbers: left out", name)
     return annotation if repaired == annotation else repaired
@@ -151,14 +163,14 @@ def repair_fields(annotation: dict, image: dict, report: RepairReport, name: str
 
 def repair_box(box: object, image: dict) -> tuple[list[float] | None, str | None]:
     """The box (XYWH) inside its image, None if nothing is left of it, and the problem if there is one."""
-    if isinstance(box, list) and len(box) == 5 and all(map(_is_number, box)):
+    if isinstance(box, list) and len(box) == 5 and are_numbers(box):
         return None, "box is five numbers, as of a rotated one, not four: left out"
     if not isinstance(box, list) or len(box) != 4:
         return None, "box is not four finite numbers: left out"
     read = numbers(box)
     if read is None:
         return None, "box is not four finite numbers: left out"
-    problem = None if all(map(_is_number, box)) else "box of texts: read as numbers"
+    problem = None if read is box else "box of texts: read as numbers"
     x, y, width, height = read
     if width <= 0 or height <= 0:
         return None, "box of no area: left out"
@@ -195,7 +207,7 @@ def _usable_mask(value: object, image: dict) -> list | dict | None:
         return value if _decodes(value, image) else None
     if not isinstance(value, list) or not value:
         return None
-    if all(map(_is_number, value)):  # one polygon without its list
+    if are_numbers(value):  # one polygon without its list
         return [value] if _is_polygon(value) else None
     if all(isinstance(part, dict) for part in value):
         parts = [_encoded(part, image) for part in value if _decodes(part, image)]
@@ -210,7 +222,7 @@ def _usable_mask(value: object, image: dict) -> list | dict | None:
 
 
 def _is_polygon(value: object) -> bool:
-    return isinstance(value, list) and len(value) >= 6 and len(value) % 2 == 0 and all(map(_is_number, value))
+    return isinstance(value, list) and len(value) >= 6 and len(value) % 2 == 0 and are_numbers(value)
 
 
 def _decodes(rle: dict, image: dict) -> bool:
@@ -253,10 +265,6 @@ def _encoded(rle: dict, image: dict) -> dict:
     if isinstance(rle["counts"], str):
         return rle
     return mask_util.frPyObjects(rle, image["height"], image["width"])
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and number(value) is not None
 
 
 def is_usable_id(value: object) -> bool:

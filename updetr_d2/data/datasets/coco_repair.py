@@ -228,7 +228,7 @@ def _check_box_format(annotations: list[dict], images: dict[str, dict], json_fil
         0 <= x0 < x1 <= image["width"] + CLIP_TOLERANCE and 0 <= y0 < y1 <= image["height"] + CLIP_TOLERANCE
         for (x0, y0, x1, y1), image in boxes
     )
-    outside = sum(stands_out(box, image) > CLIP_TOLERANCE for box, image in boxes)
+    outside = sum(stands_out(box, image) > CLIP_TOLERANCE for box, image in boxes) if as_corners else 0
     if as_corners and 4 * outside >= len(boxes):
         raise AnnotationError(
             f"The boxes ('bbox') of {json_file} look like corners (x0, y0, x1, y1): as COCO's x, y, width, height "

@@ -323,6 +323,12 @@ class TestLoader:
                 batch = []
         if batch:
             yield batch
+        if self.skipped_files.reasons:
+            logger.warning(
+                "%d of %d samples of this evaluation (in this process) could not be made and are not counted.",
+                self.skipped_files.num_skips,
+                self._num_images,
+            )
 
 
 def _compact(dataset_dicts: DatasetDicts) -> DatasetDicts:

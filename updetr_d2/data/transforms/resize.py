@@ -1,6 +1,5 @@
 """Resizing of images: DETR's rule for the size, and a fast antialiased resize of 8-bit images."""
 
-import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -72,19 +71,17 @@ class DETRResize(T.Augmentation):
 
     Args:
         short_sides: lengths (px), one of which is drawn with equal probabilities.
-        max_size: limit (px) of the long side; None for none.
+        max_size: limit (px) of the long side.
         key: config key of the short sides, for messages; that of the limit has MAX for MIN.
     """
 
     def __init__(
-        self, short_sides: Sequence[int], max_size: int | None, *, key: str = "INPUT.MIN_SIZE_TRAIN"
+        self, short_sides: Sequence[int], max_size: int, *, key: str = "INPUT.MIN_SIZE_TRAIN"
     ) -> None:
         super().__init__()
         if not short_sides or min(short_sides) < 1:
             raise ValueError(f"{key} is {tuple(short_sides)}; it must be positive lengths in px.")
-        if max_size is None:
-            max_size = sys.maxsize
-        elif max_size < 1:
+        if max_size < 1:
             raise ValueError(
                 f"{key.replace('MIN', 'MAX')} is {max_size}; it must be a positive length in px."
             )
