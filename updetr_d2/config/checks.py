@@ -25,7 +25,9 @@ _AT_LEAST_1 = (
     "MODEL.DETR.NHEADS",
     "MODEL.DETR.DEC_LAYERS",
     "MODEL.DETR.DIM_FEEDFORWARD",
+    "MODEL.DETR.PAD_MULTIPLE",
     "DATALOADER.MAX_CONSECUTIVE_FAILURES",
+    "SOLVER.ACCUMULATION_STEPS",
     "TEST.ONESHOT.NUM_QUERIES",
 )
 _AT_LEAST_0 = (
@@ -60,8 +62,9 @@ _AT_LEAST_0 = (
     "INPUT.QUERY_PATCH.EVAL_SEED",
 )
 _FRACTIONS = ("MODEL.DETR.NMS_THRESH", "MODEL.MASK_HEAD.MASK_THRESHOLD", "MODEL.MASK_HEAD.SCORE_THRESHOLD")
-_POSITIVE = ("SOLVER.BASE_LR", "SOLVER.GAMMA", "MODEL.MASK_HEAD.FEATURE_SCALE")
+_POSITIVE = ("SOLVER.BASE_LR", "SOLVER.GAMMA", "SOLVER.LAYER_DECAY", "MODEL.MASK_HEAD.FEATURE_SCALE")
 _LR_SCHEDULERS = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")  # Detectron2's
+_MATMUL_PRECISIONS = ("highest", "high", "medium")
 _CLIP_TYPES = ("full_model", "norm", "value")
 _RESNET_DEPTHS = (18, 34, 50, 101, 152)
 _RESNET_FEATURES = ("stem", "res2", "res3", "res4", "res5")
@@ -112,6 +115,11 @@ def _check_device(device: str) -> None:
         kind in ("cpu", "cuda", "mps", "xpu"), f"MODEL.DEVICE is '{device}'; use cpu or cuda (or cuda:1 ...)."
     )
     _check(
+        torch.device(device).index is None or comm.get_world_size() == 1,
+        f"MODEL.DEVICE is '{device}', which all {comm.get_world_size()} processes would share; use {kind}, and "
+        "CUDA_VISIBLE_DEVICES to choose the GPUs.",
+    )
+    _check(
         kind != "cuda" or torch.cuda.is_available(),
         f"MODEL.DEVICE is '{device}', but torch sees no GPU here; add MODEL.DEVICE cpu.",
     )
@@ -133,6 +141,7 @@ def _check_backbone(cfg: CfgNode) -> None:
 
 
 def _check_solver(solver: CfgNode) -> None:
+    _check_choice("SOLVER.MATMUL_PRECISION", solver.MATMUL_PRECISION, _MATMUL_PRECISIONS)
     _check_choice("SOLVER.LR_SCHEDULER_NAME", solver.LR_SCHEDULER_NAME, _LR_SCHEDULERS)
     _check(
         all(a < b for a, b in pairwise(solver.STEPS)),

@@ -20,6 +20,8 @@ class BatchTargets:
         masks: bool ``[B, T, H, W]`` of the padded images, False on padding, or None.
         features: ``[B, T, D]`` features to reconstruct, or None.
         group_size: G if target j may be matched by the queries j·G to (j + 1)·G − 1 only; None for any query.
+        update_counts: number of targets of every image of this process in the update that these B images are a part
+            of (gradient accumulation); None if the B images are all.
         extra: what a task of its own learns beside them ``[B, T, *]``, by name.
     """
 
@@ -29,7 +31,13 @@ class BatchTargets:
     masks: Tensor | None = None
     features: Tensor | None = None
     group_size: int | None = None
+    update_counts: list[int] | None = None
     extra: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def normalizing_counts(self) -> list[int]:
+        """Number of targets of every image that the losses are averaged over: the losses of parts add up."""
+        return self.counts if self.update_counts is None else self.update_counts
 
     @classmethod
     def from_instances(cls, instances: list[Instances], device: torch.device) -> "BatchTargets":

@@ -81,7 +81,7 @@ class DeformableTransformer(DetectionTransformer):
         two_stage: the encoder's tokens propose the first boxes; needs ``box_refine``.
         mixed_selection: in two stages, only positions come from the proposals, contents are learned.
         look_forward_twice: boxes of a layer are trained through those of the layer before.
-        recompute_encoder: see :class:`Transformer`.
+        recompute_encoder, recompute_decoder: see :class:`Transformer`.
 
     Raises:
         ValueError: if ``two_stage`` lacks ``box_refine``, there are fewer levels than features, or C is not a
@@ -112,6 +112,7 @@ class DeformableTransformer(DetectionTransformer):
         mixed_selection: bool = False,
         look_forward_twice: bool = False,
         recompute_encoder: bool = False,
+        recompute_decoder: bool = False,
     ) -> None:
         super().__init__()
         if hidden_dim % num_heads or hidden_dim % _NORM_GROUPS:
@@ -135,6 +136,7 @@ class DeformableTransformer(DetectionTransformer):
         self.mixed_selection = mixed_selection
         self.look_forward_twice = look_forward_twice
         self.recompute_encoder = recompute_encoder
+        self.recompute_decoder = recompute_decoder
         self.position_encoding = SinePositionEncoding(
             hidden_dim, temperature=self.position_temperature, offset=self.position_offset
         )
@@ -170,6 +172,7 @@ class DeformableTransformer(DetectionTransformer):
             "mixed_selection": deformable.MIXED_SELECTION,
             "look_forward_twice": deformable.LOOK_FORWARD_TWICE,
             "recompute_encoder": detr.RECOMPUTE_ENCODER,
+            "recompute_decoder": detr.RECOMPUTE_DECODER,
         }
 
     def build_query_layers(self) -> None:
@@ -357,13 +360,16 @@ class DeformableTransformer(DetectionTransformer):
         states, boxes = [], []
         for i, layer in enumerate(self.decoder.layers):
             position = self.query_position(start, tokens, reference)
-            content = layer(
-                content,
-                position=position,
-                reference=tokens.in_levels(reference),
-                tokens=tokens,
-                allowed=None if attn_mask is None else ~attn_mask,
-            )
+            context = {
+                "position": position,
+                "reference": tokens.in_levels(reference),
+                "tokens": tokens,
+                "allowed": None if attn_mask is None else ~attn_mask,
+            }
+            if self.recompute_decoder and torch.is_grad_enabled():
+                content = checkpoint(layer, content, use_reentrant=False, **context)
+            else:
+                content = layer(content, **context)
             state = self.normalize_state(content)
             head = _layer_head(bbox_embed, i)
             boxes.append(self.move_boxes(head, state, before))
