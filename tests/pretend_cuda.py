@@ -1,15 +1,16 @@
 """CPU tensors that pretend to be on a GPU: mixed devices, waits and copies show up on machines without one.
 
 ``to_cuda(model)`` wraps parameters and buffers; inside ``PretendCuda()`` every operation runs on the CPU tensors
-within, and what a GPU would refuse is refused: operations on tensors of both devices, ``.numpy()``. What makes the
-host wait, and every copy between the two, is counted by the function that caused it. Backward passes cannot run so:
-PyTorch's engine asks the driver.
+within, and what a GPU would refuse is refused: operations on tensors of both devices, ``.numpy()``. What makes
+the host wait, and every copy between the two, is counted by the function that caused it. Backward passes cannot
+run so: PyTorch's engine asks the driver.
 """
 
 import traceback
 from collections import Counter
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import ClassVar
 from unittest import mock
 
 import torch
@@ -107,7 +108,7 @@ class PretendCuda(TorchDispatchMode):
             "blocking copy to the device".
     """
 
-    _active: "list[PretendCuda]" = []
+    _active: "ClassVar[list[PretendCuda]]" = []
 
     def __init__(self):
         super().__init__()

@@ -52,7 +52,7 @@ def run_block(name: str, args: argparse.Namespace) -> dict:
     """Run a block in a process of its own.
 
     Returns:
-        ``status`` ("ok", "failed" or "not here"), ``seconds``, ``values`` by name, and ``reason`` if there are none.
+        ``status`` ("ok", "failed" or "not here"), ``seconds``, ``values`` by name, ``reason`` if there are none.
     """
     if BLOCKS[name].needs_gpu and not args.device.startswith("cuda"):
         return {"status": "not here", "seconds": 0.0, "values": {}, "reason": "it needs a GPU"}

@@ -1,7 +1,7 @@
 """``benchmark.py hand-over``: what the training process does to get samples from its loader workers.
 
-The time is that of the processor in the training process alone, whatever the workers do. The reference is PyTorch's
-``DataLoader``, which hands over one sample at a time and each tensor by itself.
+The time is that of the processor in the training process alone, whatever the workers do. The reference is
+PyTorch's ``DataLoader``, which hands over one sample at a time and each tensor by itself.
 """
 
 import time

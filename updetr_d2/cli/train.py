@@ -63,7 +63,7 @@ def setup(args: Namespace) -> CfgNode:
 
 
 def configured_device(args: Namespace) -> str:
-    """``MODEL.DEVICE`` of the run, which decides how its processes talk to each other; "cuda" if it can't be read."""
+    """``MODEL.DEVICE``, which decides how the processes talk to each other; "cuda" if the config can't be read."""
     cfg = get_cfg()
     add_updetr_config(cfg)
     try:

@@ -256,8 +256,8 @@ def _add_solver_config(cfg: CN) -> None:
     # points), and their learning rate relative to SOLVER.BASE_LR.
     cfg.SOLVER.SLOW_PARAMETERS = ()
     cfg.SOLVER.SLOW_MULTIPLIER = 0.1
-    # Learning rate of each layer relative to that of the next one (layer-wise decay), with ADAMW: stages of the CNN,
-    # then encoder layers, decoder layers, and all else at SOLVER.BASE_LR. 1 is off.
+    # Learning rate of each layer relative to that of the next one (layer-wise decay), with ADAMW: stages of the
+    # CNN, then encoder layers, decoder layers, and all else at SOLVER.BASE_LR. 1 is off.
     cfg.SOLVER.LAYER_DECAY = 1.0
     # Passes forward and backward that each batch is split into, for less memory: the update is that of the whole
     # SOLVER.IMS_PER_BATCH.

@@ -5,6 +5,7 @@ samples tell beforehand. What remains is that each part is padded by itself.
 """
 
 import contextlib
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
@@ -28,7 +29,7 @@ def split_batch(batch: list[dict], num_parts: int, *, losses_add_up: bool) -> li
         batch = [{**sample, "update_counts": counts} for sample in batch]
     num_parts = min(num_parts, len(batch))
     ends = [len(batch) * i // num_parts for i in range(num_parts + 1)]
-    return [batch[start:end] for start, end in zip(ends, ends[1:])]
+    return [batch[start:end] for start, end in itertools.pairwise(ends)]
 
 
 def gradients_later(model: nn.Module, later: bool) -> contextlib.AbstractContextManager:

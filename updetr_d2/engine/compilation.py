@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 def compile_parts(model: nn.Module, *, backend: str = "inductor") -> None:
     """Compile the transformer of a model in place, at its first call in training.
 
-    If it cannot be compiled (no compiler on the machine, an operation that is not supported) it runs as it is, and a
-    warning says why. Parameters and their names stay the same.
+    If it cannot be compiled (no compiler on the machine, an operation that is not supported) it runs as it is, and
+    a warning says why. Parameters and their names stay the same.
 
     Args:
         model: a meta-architecture of this package; one whose transformer has no ``forward`` stays as it is.

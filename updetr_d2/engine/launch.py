@@ -30,7 +30,7 @@ _TIMEOUT = timedelta(hours=3)
 def launch(main: Callable[[Namespace], object], args: Namespace, *, device: str = "cuda") -> object:
     """Run ``main(args)`` in every process: under ``torchrun`` in this one, else through Detectron2's ``launch``.
 
-    Without GPUs, or if they are not to be used, ``--num-gpus`` is the number of CPU processes on the machine (gloo).
+    Without GPUs, or if they are not used, ``--num-gpus`` is the number of CPU processes on the machine (gloo).
 
     Args:
         main: importable function of the parsed arguments.

@@ -49,8 +49,8 @@ def recompute_stages(backbone: Backbone) -> None:
     """
     if not isinstance(backbone, ResNet):
         raise ValueError(
-            f"MODEL.DETR.RECOMPUTE_BACKBONE is for Detectron2's ResNets, not for {type(backbone).__name__}: set it "
-            "to False."
+            f"MODEL.DETR.RECOMPUTE_BACKBONE is for Detectron2's ResNets, not for {type(backbone).__name__}: set "
+            "it to False."
         )
     backbone.stages = [RecomputedStage(*stage.children()) for stage in backbone.stages]
     for name, stage in zip(backbone.stage_names, backbone.stages):

@@ -20,8 +20,8 @@ class BatchTargets:
         masks: bool ``[B, T, H, W]`` of the padded images, False on padding, or None.
         features: ``[B, T, D]`` features to reconstruct, or None.
         group_size: G if target j may be matched by the queries j·G to (j + 1)·G − 1 only; None for any query.
-        update_counts: number of targets of every image of this process in the update that these B images are a part
-            of (gradient accumulation); None if the B images are all.
+        update_counts: number of targets of every image of this process in the update that these B images are a
+            part of (gradient accumulation); None if the B images are all.
         extra: what a task of its own learns beside them ``[B, T, *]``, by name.
     """
 

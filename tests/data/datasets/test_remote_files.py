@@ -5,6 +5,7 @@ import io
 import tarfile
 import threading
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ class RangeServer(http.server.SimpleHTTPRequestHandler):
 
     ranges = True
     failures = 0
-    requests: list = []
+    requests: ClassVar[list] = []
 
     def do_GET(self):
         type(self).requests.append((self.path, self.headers.get("Range")))

@@ -103,8 +103,8 @@ def expand_pattern(pattern: str) -> list[str]:
     """The absolute paths of the shards that a pattern names, each once, in its order.
 
     Args:
-        pattern: a path or URL with ranges or lists in braces (``{0000..0099}``, ``{a,b}``) or wildcards (``*``), or
-            several with ``::`` between them; ``~`` is expanded.
+        pattern: a path or URL with ranges or lists in braces (``{0000..0099}``, ``{a,b}``), a path with wildcards
+            (``*``), or several with ``::`` between them; ``~`` is expanded.
 
     Raises:
         ValueError: if the braces do not match, nothing fits the wildcards, or the webdataset package is missing.

@@ -58,8 +58,8 @@ def images_per_process(cfg: CfgNode) -> int:
     parts = world_size * cfg.SOLVER.ACCUMULATION_STEPS
     if cfg.SOLVER.ACCUMULATION_STEPS > 1 and cfg.SOLVER.IMS_PER_BATCH % parts:
         raise ValueError(
-            f"SOLVER.IMS_PER_BATCH ({cfg.SOLVER.IMS_PER_BATCH}) must be a multiple of {world_size} processes times "
-            f"SOLVER.ACCUMULATION_STEPS ({cfg.SOLVER.ACCUMULATION_STEPS})."
+            f"SOLVER.IMS_PER_BATCH ({cfg.SOLVER.IMS_PER_BATCH}) must be a multiple of the {world_size} processes "
+            f"times SOLVER.ACCUMULATION_STEPS ({cfg.SOLVER.ACCUMULATION_STEPS})."
         )
     if cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % world_size:
         raise ValueError(
