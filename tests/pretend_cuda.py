@@ -67,6 +67,10 @@ class CudaTensor(torch.Tensor):
     def __repr__(self):
         return f"CudaTensor({self.inner!r})"
 
+    def __deepcopy__(self, memo):
+        copied = CudaTensor(self.inner.clone())
+        return nn.Parameter(copied, self.requires_grad) if isinstance(self, nn.Parameter) else copied
+
     def data_ptr(self):
         return self.inner.data_ptr()
 
@@ -108,7 +112,7 @@ class PretendCuda(TorchDispatchMode):
             "blocking copy to the device".
     """
 
-    _active: "ClassVar[list[PretendCuda]]" = []
+    _active: ClassVar[list["PretendCuda"]] = []
 
     def __init__(self):
         super().__init__()
@@ -187,7 +191,8 @@ class PretendCuda(TorchDispatchMode):
     def _check(function, tensors):
         on_host = [x for x in tensors if not isinstance(x, CudaTensor) and x.dim() > 0]
         if on_host:
-            where = [f for f in traceback.extract_stack() if "/torch/" not in f.filename][-2]
+            frames = traceback.extract_stack()
+            where = [f for f in frames if "/torch/" not in f.filename and f.filename != __file__][-1]
             raise MixedDevices(
                 f"{function} has tensors on the CPU {[tuple(x.shape) for x in on_host]} and on the GPU, in "
                 f"{where.filename}:{where.lineno}"

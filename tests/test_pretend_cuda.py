@@ -217,7 +217,7 @@ class MovesAsModules(PlainDETR):
 def test_the_predictor_and_the_demo_bring_everything_to_the_host(name, tmp_path):
     """``find`` is what the demo page and ``updetr demo`` call: pictures and tables of every task."""
     save_tiny_model(tmp_path, *MODELS[name])
-    predictor = Predictor.from_run(tmp_path)
+    predictor = Predictor.from_config(tmp_path / "config.yaml", weights=tmp_path / "model.pth")
     to_cuda(predictor.model)
     image = np.full((64, 96, 3), 90, np.uint8)
     patches = [image[:32, :32]] if name in ("UPDETR", "OneShotDETR") else None
@@ -239,8 +239,9 @@ def outputs_on_the_gpu(name):
 
 def coco_evaluator(folder):
     (folder / "things.json").write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
-    MetadataCatalog.get("pretended_things").set(json_file=str(folder / "things.json"), thing_classes=["a"])
-    return COCOEvaluator("pretended_things", tasks=("bbox", "segm"), output_dir=str(folder))
+    name = f"pretended_{folder.name}"
+    MetadataCatalog.get(name).set(json_file=str(folder / "things.json"), thing_classes=["a"])
+    return COCOEvaluator(name, tasks=("bbox", "segm"), output_dir=str(folder))
 
 
 @pytest.mark.parametrize(
