@@ -34,6 +34,7 @@ _WAITING = {
     aten._unique2.default,
     aten.repeat_interleave.Tensor,
 }
+_INDEXING = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default}
 
 
 class MixedDevices(RuntimeError):
@@ -83,6 +84,9 @@ class CudaTensor(torch.Tensor):
     def tolist(self):
         PretendCuda.note("wait")
         return self.inner.tolist()
+
+    def unsqueeze_(self, dim):
+        return self.unsqueeze(dim)  # what a wrapper's shape is cannot change; callers go on with the result
 
     def new_tensor(self, data, **kwargs):
         kwargs.setdefault("dtype", self.dtype)
@@ -152,6 +156,15 @@ class PretendCuda(TorchDispatchMode):
             function(*tree_map(_inner, args))
             return args[0]
         if on_device:
+            if function in _INDEXING and isinstance(
+                args[0], CudaTensor
+            ):  # GPUs take indices of the CPU, and wait
+                indices = [
+                    i for i in args[1] if isinstance(i, torch.Tensor) and not isinstance(i, CudaTensor)
+                ]
+                for _ in indices:
+                    self.note("blocking copy to the device")
+                tensors = [x for x in tensors if not any(x is index for index in indices)]
             self._check(function, tensors)
         elif target is None or target.type != "cuda":
             return function(*args, **kwargs)
@@ -200,8 +213,9 @@ class PretendCuda(TorchDispatchMode):
 
     @staticmethod
     def _waits(function, args):
-        masks = function in (aten.index.Tensor, aten.index_put_.default, aten.index_put.default)
-        by_mask = masks and any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
+        by_mask = function in _INDEXING and any(
+            i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1]
+        )
         return function in _WAITING or by_mask
 
 
