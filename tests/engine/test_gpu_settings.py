@@ -11,6 +11,7 @@ from processes import run_processes
 
 from updetr_d2.cli.train import configured_device
 from updetr_d2.config.checks import check_common_config
+from updetr_d2.data.loading.build import images_per_process
 from updetr_d2.engine import launch as launching
 from updetr_d2.engine.launch import launch
 from updetr_d2.engine.trainer import amp_dtype, distribute
@@ -97,3 +98,14 @@ def test_ddp_leaves_the_samples_to_the_model():
 def test_bfloat16_where_the_gpu_has_it(options, has_bf16, expected, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: has_bf16)
     assert amp_dtype(tiny_cfg("DETR", *options)) == expected
+
+
+def test_a_batch_that_cannot_be_split_is_refused(monkeypatch):
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    options = ("SOLVER.IMS_PER_BATCH", 12, "SOLVER.ACCUMULATION_STEPS")
+    assert images_per_process(tiny_cfg("DETR", *options, 3)) == 6
+    message = (
+        r"IMS_PER_BATCH \(12\) must be a multiple of the 2 processes times SOLVER\.ACCUMULATION_STEPS \(4\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        images_per_process(tiny_cfg("DETR", *options, 4))
