@@ -6,7 +6,7 @@ PyTorch's ``DataLoader``, which hands over one sample at a time and each tensor 
 
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from detectron2.config import CfgNode
@@ -44,7 +44,7 @@ def run(args: Namespace, cfg: CfgNode) -> list[Measurement]:
     )
     pin_memory = cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available()
     indices = range(args.samples)
-    loaders = {
+    loaders: dict[str, Iterable] = {
         "ours": SampleLoader(
             dataset,
             indices,

@@ -4,6 +4,7 @@ Parameter names are those of the official code, so its checkpoints load as they 
 all levels, ``N`` queries, ``V`` levels, ``C`` channels.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -360,16 +361,17 @@ class DeformableTransformer(DetectionTransformer):
         states, boxes = [], []
         for i, layer in enumerate(self.decoder.layers):
             position = self.query_position(start, tokens, reference)
-            context = {
-                "position": position,
-                "reference": tokens.in_levels(reference),
-                "tokens": tokens,
-                "allowed": None if attn_mask is None else ~attn_mask,
-            }
+            run = functools.partial(
+                layer,
+                position=position,
+                reference=tokens.in_levels(reference),
+                tokens=tokens,
+                allowed=None if attn_mask is None else ~attn_mask,
+            )
             if self.recompute_decoder and torch.is_grad_enabled():
-                content = checkpoint(layer, content, use_reentrant=False, **context)
+                content = checkpoint(run, content, use_reentrant=False)
             else:
-                content = layer(content, **context)
+                content = run(content)
             state = self.normalize_state(content)
             head = _layer_head(bbox_embed, i)
             boxes.append(self.move_boxes(head, state, before))

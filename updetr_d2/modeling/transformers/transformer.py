@@ -4,6 +4,7 @@ Parameter names are those of the official code, so its checkpoints load as they 
 ``B`` batch, ``S`` image tokens (H*W), ``N`` object queries, ``L`` decoder layers, ``C`` hidden channels.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -165,7 +166,7 @@ class TransformerDecoder(nn.Module):
         outputs = []
         for layer in self.layers:
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(layer, x, use_reentrant=False, **context)
+                x = checkpoint(functools.partial(layer, **context), x, use_reentrant=False)
             else:
                 x = layer(x, **context)
             outputs.append(x)
