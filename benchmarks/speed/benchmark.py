@@ -16,7 +16,17 @@ from pathlib import Path
 import torch
 from detectron2.config import CfgNode, get_cfg
 
-from benchmarks.speed import criterion, data, deformable_attention, inference, mask_head, matcher, scale, step
+from benchmarks.speed import (
+    criterion,
+    data,
+    deformable_attention,
+    handover,
+    inference,
+    mask_head,
+    matcher,
+    scale,
+    step,
+)
 from benchmarks.speed.report import environment, table, write_json
 from benchmarks.speed.timing import Clock
 from updetr_d2 import add_updetr_config
@@ -32,6 +42,7 @@ COMMANDS = {
     "mask-head": mask_head,
     "deformable-attention": deformable_attention,
     "inference": inference,
+    "hand-over": handover,
     "scale": scale,
 }
 

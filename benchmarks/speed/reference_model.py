@@ -214,7 +214,7 @@ class PlainDETR(nn.Module):
                 "leave out --compare."
             )
         self.backbone = plain_backbone(cfg, model.backbone)
-        self.transformer = PlainTransformer(transformer)
+        self.transformer = PlainTransformer(transformer).to(model.device)
         for name in ("input_proj", "query_embed", "class_embed", "bbox_embed"):
             self.add_module(name, copy.deepcopy(getattr(model, name)))
         self.position_encoding = copy.deepcopy(transformer.position_encoding)

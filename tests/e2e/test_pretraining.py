@@ -206,5 +206,5 @@ def main(args):
         print(f"same weights: {{torch.equal(*states)}}, images in common: {{common}}")
 
 if __name__ == "__main__":
-    launch(main, default_argument_parser().parse_args())
+    launch(main, default_argument_parser().parse_args(), device="cpu")
 """

@@ -348,7 +348,7 @@ def main(args):
     trainer.train()
 
 if __name__ == "__main__":
-    launch(main, default_argument_parser().parse_args())
+    launch(main, default_argument_parser().parse_args(), device="cpu")
 """
 
 

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 import torch
-from helpers import RESNET18, random_sample, tiny_model
+from helpers import DEFORMABLE, RESNET18, random_sample, tiny_model
 
 from updetr_d2.engine.compilation import compile_parts
 
@@ -62,18 +62,61 @@ def test_a_compiler_that_fails_is_left_out_with_a_warning(batch, monkeypatch, ca
     expected, expected_gradients = losses_and_gradients(plain, batch)
     torch.testing.assert_close(losses, expected)
     torch.testing.assert_close(gradients, expected_gradients)
-    assert len(calls) == 2  # each part once
+    assert len(calls) == 1
     warnings = [record.message for record in caplog.records]
-    assert warnings == [
-        f"MODEL.COMPILE: the {part} runs without torch.compile (no C++ compiler)."
-        for part in ("backbone", "transformer")
-    ]
+    assert warnings == ["MODEL.COMPILE: the transformer runs without torch.compile (no C++ compiler)."]
 
 
 def test_an_error_of_the_model_itself_is_raised(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     model = build()
     compile_parts(model)
+    position, queries = torch.zeros(1, 32, 2, 2), torch.zeros(1, 5, 32)
     with pytest.raises(RuntimeError):
-        model.backbone(torch.zeros(1, 5, 64, 64))
-    assert model.backbone(torch.zeros(1, 3, 64, 64))["res5"].shape[0] == 1
+        model.transformer(torch.zeros(1, 7, 2, 2), position=position, query_position=queries)
+    _, memory = model.transformer(torch.zeros(1, 32, 2, 2), position=position, query_position=queries)
+    assert memory.shape == (1, 32, 2, 2)
+
+
+def test_evaluation_runs_as_it_is(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("compiled")
+
+    monkeypatch.setattr(torch, "compile", lambda function, **_: refuse)
+    model = build()
+    compile_parts(model)
+    assert model.eval()([random_sample(num_patches=5)])
+
+
+def test_a_transformer_without_forward_is_left_as_it_is(caplog):
+    model = tiny_model("DETR", *DEFORMABLE)
+    compile_parts(model)
+    assert "DeformableTransformer has nothing to compile" in caplog.text
+    assert "forward" not in vars(model.transformer)
+
+
+@pytest.mark.slow
+def test_images_of_any_size_need_few_compilations(caplog):
+    """PyTorch gives a function up after eight; evaluations in between must not use them up."""
+    compilations = []
+
+    def count(graph, inputs):
+        compilations.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    model = tiny_model("DETR", "MODEL.DETR.ENC_LAYERS", 1, "MODEL.DETR.DEC_LAYERS", 1)
+    compile_parts(model, backend=count)
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.randint(2, 12, (40, 2), generator=generator) * 32
+    for number, (height, width) in enumerate(sizes.tolist()):
+        if number == 20:
+            model.eval()
+            with torch.no_grad():
+                model([random_sample(height, width)])
+            model.train()
+        with torch.no_grad() if number % 2 else torch.enable_grad():
+            model([random_sample(height, width), random_sample(width, height)])
+    torch._dynamo.reset()
+    assert 1 <= len(compilations) <= 6
+    assert "recompile_limit" not in caplog.text

@@ -5,14 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from detectron2.utils.events import EventWriter
+from detectron2.utils.events import EventStorage, EventWriter
 from torch import nn
 
 from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
 from updetr_d2.checkpoint.run_files import SaveError
 from updetr_d2.data.loading.samples import SkippedFiles
 from updetr_d2.engine import hooks
-from updetr_d2.engine.hooks import CheckpointHook, MetricsWriter, SkippedFilesReport
+from updetr_d2.engine.hooks import CheckpointHook, DataTimeAdvice, MetricsWriter, SkippedFilesReport
 
 
 class Loader:
@@ -153,3 +153,20 @@ def test_metrics_that_cannot_be_written_do_not_end_the_run(caplog):
         hook.after_step()
         hook.after_train()
     assert "Metrics of iteration 3 were not written" in caplog.text
+
+
+@pytest.mark.parametrize(("data_time", "told"), [(0.2, True), (0.05, False)])
+def test_waiting_for_data_is_told_with_the_key_to_change(data_time, told, caplog):
+    hook = DataTimeAdvice(num_workers=3, period=100)
+    with EventStorage() as storage:
+        for iteration in range(1, 251):
+            storage.put_scalars(time=1.0, data_time=data_time, cur_iter=iteration)
+            hook.trainer = SimpleNamespace(iter=iteration, storage=storage)
+            hook.after_step()
+    warnings = [record.message for record in caplog.records]
+    assert len(warnings) == (2 if told else 0)
+    if told:
+        assert warnings[0].startswith(
+            "20 % of the time goes into waiting for data (data_time 0.200 s of 1.000 s)"
+        )
+        assert "raise DATALOADER.NUM_WORKERS (3)" in warnings[0]

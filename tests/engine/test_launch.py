@@ -34,7 +34,7 @@ def test_processes_leave_their_group_before_they_end(tmp_path, exit_code):
         num_gpus=2, num_machines=1, machine_rank=0, dist_url="auto", exit_code=exit_code, folder=tmp_path
     )
     with pytest.raises(SystemExit, match=str(exit_code)) if exit_code else contextlib.nullcontext():
-        launch(note_group_at_the_end, arguments)
+        launch(note_group_at_the_end, arguments, device="cpu")
     assert [(tmp_path / f"rank_{rank}").read_text() for rank in range(2)] == ["in a group: False"] * 2
 
 

@@ -3,10 +3,11 @@
 import pytest
 import torch
 from detectron2.config import get_cfg
+from helpers import tiny_model
 from torch import nn
 
 from updetr_d2 import add_updetr_config
-from updetr_d2.engine.optimizer import build_optimizer, full_model_clip_norm
+from updetr_d2.engine.optimizer import build_optimizer, full_model_clip_norm, layer_of
 
 
 @pytest.fixture
@@ -94,3 +95,41 @@ def test_slow_parameters_have_a_learning_rate_of_their_own(cfg):
     assert rates["sampling_offsets"] == pytest.approx(1e-5)
     assert rates["linear"] == pytest.approx(1e-4)
     assert rates["backbone"] == pytest.approx(1e-4 * cfg.SOLVER.BACKBONE_MULTIPLIER)
+
+
+def test_earlier_layers_learn_slower(cfg):
+    """By hand: two stages, one encoder layer and two decoder layers below the heads, each at 0.5 of the next."""
+    model = tiny_model("DETR", "MODEL.DETR.ENC_LAYERS", 1)
+    cfg.SOLVER.LAYER_DECAY, cfg.SOLVER.BACKBONE_MULTIPLIER = 0.5, 0.1
+    optimizer = build_optimizer(cfg, model)
+    expected = {
+        "backbone.conv1.weight": 0.1 * 0.5**5,
+        "backbone.conv2.bias": 0.1 * 0.5**4,
+        "transformer.encoder.layers.0.linear1.weight": 0.5**3,
+        "transformer.decoder.layers.0.norm1.weight": 0.5**2,
+        "transformer.decoder.layers.1.norm1.weight": 0.5,
+        "transformer.decoder.norm.weight": 1.0,
+        "class_embed.weight": 1.0,
+        "query_embed.weight": 1.0,
+    }
+    parameters = dict(model.named_parameters())
+    for name, factor in expected.items():
+        assert group_of(optimizer, parameters[name])["lr"] == pytest.approx(1e-4 * factor), name
+    # Parameters of the same settings share a group: the optimizer works through few of them.
+    assert len(optimizer.param_groups) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("backbone.res4.3.conv1.weight", "backbone.res4"),
+        ("backbone.stem.conv1.norm.bias", "backbone.stem"),
+        ("backbone.blocks.2.0.bn1.weight", "backbone.blocks.2"),  # timm
+        ("backbone.conv_stem.weight", "backbone.conv_stem"),
+        ("transformer.encoder.layers.11.norm1.bias", "transformer.encoder.layers.11"),
+        ("transformer.level_embed", ""),
+        ("bbox_embed.layers.0.weight", ""),
+    ],
+)
+def test_layers_are_known_by_the_names_of_their_parameters(name, layer):
+    assert layer_of(name) == layer

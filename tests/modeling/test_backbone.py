@@ -7,6 +7,7 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_backbone
+from helpers import RESNET18, tiny_model
 
 from updetr_d2 import add_updetr_config
 from updetr_d2.config.build import arguments_as_keys
@@ -160,3 +161,25 @@ def test_without_timm_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ImportError, match=r"pip install updetr_d2\[timm\]"):
         TimmBackbone(name=LITE0, out_features=["res5"])
+
+
+def test_recomputed_stages_have_the_same_names_and_gradients_and_keep_less():
+    def step(recompute):
+        torch.manual_seed(0)
+        model = tiny_model("DETR", *RESNET18, "MODEL.DETR.RECOMPUTE_BACKBONE", recompute)
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+            features = model.backbone(torch.rand(1, 3, 64, 64))["res5"]
+        features.square().mean().backward()
+        return list(model.state_dict()), {n: p.grad for n, p in model.named_parameters()}, sum(kept)
+
+    names, gradients, kept = step(False)
+    same_names, same_gradients, kept_recomputing = step(True)
+    assert same_names == names
+    torch.testing.assert_close(same_gradients, gradients)
+    assert kept_recomputing < kept / 2
+
+
+def test_recomputed_stages_are_for_resnets():
+    with pytest.raises(ValueError, match=r"RECOMPUTE_BACKBONE is for Detectron2's ResNets, not for Patch"):
+        tiny_model("DETR", "MODEL.DETR.RECOMPUTE_BACKBONE", True)

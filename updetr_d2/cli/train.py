@@ -62,6 +62,18 @@ def setup(args: Namespace) -> CfgNode:
     return cfg
 
 
+def configured_device(args: Namespace) -> str:
+    """``MODEL.DEVICE``, which decides how the processes talk to each other; "cuda" if the config can't be read."""
+    cfg = get_cfg()
+    add_updetr_config(cfg)
+    try:
+        merge_config_file(cfg, find_config_file(args.config_file))
+        cfg.merge_from_list(args.opts)
+    except (ValueError, KeyError, AssertionError):  # told by setup(), with advice
+        return "cuda"
+    return cfg.MODEL.DEVICE
+
+
 def evaluate(cfg: CfgNode, resume: bool) -> dict:
     model = UPDETRTrainer.build_model(cfg)
     checkpointer = UPDETRCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
@@ -94,4 +106,4 @@ def run(argv: list[str] | None = None) -> None:
     arguments = default_argument_parser(__doc__).parse_args(argv)
     if not arguments.config_file:
         sys.exit("Name a config with --config-file; configs/ holds one for each recipe.")
-    launch(main, arguments)
+    launch(main, arguments, device=configured_device(arguments))

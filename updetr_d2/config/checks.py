@@ -29,7 +29,9 @@ _AT_LEAST_1 = (
     "INPUT.PROPOSALS.MAX_BOXES",
     "INPUT.PROPOSALS.MIN_BOXES",
     "MODEL.MATCHER.MAX_PER_TARGET",
+    "MODEL.DETR.PAD_MULTIPLE",
     "DATALOADER.MAX_CONSECUTIVE_FAILURES",
+    "SOLVER.ACCUMULATION_STEPS",
     "TEST.ONESHOT.NUM_QUERIES",
 )
 _AT_LEAST_0 = (
@@ -74,8 +76,9 @@ _FRACTIONS = (
     "INPUT.PROPOSALS.RANDOM_SHARE",
     "INPUT.PROPOSALS.MIN_VISIBLE",
 )
-_POSITIVE = ("SOLVER.BASE_LR", "SOLVER.GAMMA", "MODEL.MASK_HEAD.FEATURE_SCALE")
+_POSITIVE = ("SOLVER.BASE_LR", "SOLVER.GAMMA", "SOLVER.LAYER_DECAY", "MODEL.MASK_HEAD.FEATURE_SCALE")
 _LR_SCHEDULERS = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")  # Detectron2's
+_MATMUL_PRECISIONS = ("highest", "high", "medium")
 _CLIP_TYPES = ("full_model", "norm", "value")
 _RESNET_DEPTHS = (18, 34, 50, 101, 152)
 _RESNET_FEATURES = ("stem", "res2", "res3", "res4", "res5")
@@ -135,6 +138,11 @@ def _check_device(device: str) -> None:
         kind in ("cpu", "cuda", "mps", "xpu"), f"MODEL.DEVICE is '{device}'; use cpu or cuda (or cuda:1 ...)."
     )
     _check(
+        torch.device(device).index is None or comm.get_world_size() == 1,
+        f"MODEL.DEVICE is '{device}', which all {comm.get_world_size()} processes would share; use {kind}, and "
+        "CUDA_VISIBLE_DEVICES to choose the GPUs.",
+    )
+    _check(
         kind != "cuda" or torch.cuda.is_available(),
         f"MODEL.DEVICE is '{device}', but torch sees no GPU here; add MODEL.DEVICE cpu.",
     )
@@ -156,6 +164,7 @@ def _check_backbone(cfg: CfgNode) -> None:
 
 
 def _check_solver(solver: CfgNode) -> None:
+    _check_choice("SOLVER.MATMUL_PRECISION", solver.MATMUL_PRECISION, _MATMUL_PRECISIONS)
     _check_choice("SOLVER.LR_SCHEDULER_NAME", solver.LR_SCHEDULER_NAME, _LR_SCHEDULERS)
     _check(
         all(a < b for a, b in pairwise(solver.STEPS)),

@@ -144,7 +144,7 @@ def _add_model_config(cfg: CN) -> None:
     # take these; False takes the raw ones.
     cfg.MODEL.EMA_WEIGHTS = True
 
-    # Run CNN and transformer in training through torch.compile (minutes at the start; needs a C++ compiler).
+    # Run DETR's transformer in training through torch.compile (minutes at the start; needs a C++ compiler).
     cfg.MODEL.COMPILE = False
 
     # --- DETR ---
@@ -165,6 +165,12 @@ def _add_model_config(cfg: CN) -> None:
     cfg.MODEL.DETR.DEEP_SUPERVISION = True
     # Keep less of the encoder for the backward pass and compute it twice: for large images and little memory.
     cfg.MODEL.DETR.RECOMPUTE_ENCODER = False
+    # The same for the decoder, and for the stages of Detectron2's ResNets that train.
+    cfg.MODEL.DETR.RECOMPUTE_DECODER = False
+    cfg.MODEL.DETR.RECOMPUTE_BACKBONE = False
+    # In training, pad batches to sizes (px) that are multiples of it: fewer different shapes, for MODEL.COMPILE
+    # and for libraries that plan for each shape. 1 pads to the largest image only, as the papers do.
+    cfg.MODEL.DETR.PAD_MULTIPLE = 1
     # Backbone feature that the transformer sees.
     cfg.MODEL.DETR.IN_FEATURE = "res5"
     # Of boxes with a larger IoU, whatever their classes, inference gives the best only; 1 gives all, as in the
@@ -322,6 +328,16 @@ def _add_solver_config(cfg: CN) -> None:
     # points), and their learning rate relative to SOLVER.BASE_LR.
     cfg.SOLVER.SLOW_PARAMETERS = ()
     cfg.SOLVER.SLOW_MULTIPLIER = 0.1
+    # Learning rate of each layer relative to that of the next one (layer-wise decay), with ADAMW: stages of the
+    # CNN, then encoder layers, decoder layers, and all else at SOLVER.BASE_LR. 1 is off.
+    cfg.SOLVER.LAYER_DECAY = 1.0
+    # Passes forward and backward that each batch is split into, for less memory: the update is that of the whole
+    # SOLVER.IMS_PER_BATCH.
+    cfg.SOLVER.ACCUMULATION_STEPS = 1
+    # PyTorch's float32 matrix products: "highest", or "high" for TF32 on GPUs.
+    cfg.SOLVER.MATMUL_PRECISION = "highest"
+    # Autocast to bfloat16 on GPUs that have it, even if SOLVER.AMP.ENABLED is False.
+    cfg.SOLVER.AMP.AUTO = False
     # Autocast type under SOLVER.AMP.ENABLED: "bfloat16" or "float16" (with loss scaling, CUDA only).
     cfg.SOLVER.AMP.DTYPE = "bfloat16"
 

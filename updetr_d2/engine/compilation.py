@@ -1,4 +1,8 @@
-"""``MODEL.COMPILE``: the CNN and the transformer through ``torch.compile``, and as they are where that fails."""
+"""``MODEL.COMPILE``: the transformer through ``torch.compile`` in training, and as it is where that fails.
+
+The CNN stays as it is: with images of many sizes the compiler gives up the memory format channels-last, and the
+guards on the parity of each size use up its limit of recompilations in the first evaluation.
+"""
 
 import logging
 from collections.abc import Callable
@@ -9,33 +13,33 @@ from torch import nn
 
 logger = logging.getLogger(__name__)
 
-# Parts without loops over images or copies to the host. They are called with few different shapes.
-_PARTS = ("backbone", "transformer")
-
 
 def compile_parts(model: nn.Module, *, backend: str = "inductor") -> None:
-    """Compile the backbone and the transformer of a model in place, at their first call.
+    """Compile the transformer of a model in place, at its first call in training.
 
-    A part that cannot be compiled (no compiler on the machine, an operation that is not supported) runs as it is,
-    and a warning says why. Parameters and their names stay the same.
+    If it cannot be compiled (no compiler on the machine, an operation that is not supported) it runs as it is, and
+    a warning says why. Parameters and their names stay the same.
 
     Args:
-        model: a meta-architecture of this package; parts that it lacks are left out.
+        model: a meta-architecture of this package; one whose transformer has no ``forward`` stays as it is.
         backend: of ``torch.compile``.
     """
-    for name in _PARTS:
-        part = getattr(model, name, None)
-        if part is not None:
-            part.forward = _with_fallback(torch.compile(part.forward, backend=backend), part.forward, name)
+    transformer = getattr(model, "transformer", None)
+    if transformer is None or type(transformer).forward is nn.Module.forward:
+        logger.warning("MODEL.COMPILE: %s has nothing to compile.", type(transformer or model).__name__)
+        return
+    # Images of different sizes from the first step on: symbolic sizes at once save a compilation.
+    compiled = torch.compile(transformer.forward, backend=backend, dynamic=True)
+    transformer.forward = _with_fallback(compiled, transformer)
 
 
-def _with_fallback(compiled: Callable, plain: Callable, name: str) -> Callable:
-    """A function that runs ``compiled`` until it fails, and ``plain`` from then on."""
-    failed = False
+def _with_fallback(compiled: Callable, transformer: nn.Module) -> Callable:
+    """A function that runs ``compiled`` in training until it fails, and what the module did before otherwise."""
+    plain, failed = transformer.forward, False
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         nonlocal failed
-        if not failed:
+        if transformer.training and not failed:
             try:
                 return compiled(*args, **kwargs)
             # The plain function tells whether the input is to blame: then it raises the same again.
@@ -43,7 +47,7 @@ def _with_fallback(compiled: Callable, plain: Callable, name: str) -> Callable:
                 result = plain(*args, **kwargs)
                 failed = True
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                logger.warning("MODEL.COMPILE: the %s runs without torch.compile (%s).", name, reason)
+                logger.warning("MODEL.COMPILE: the transformer runs without torch.compile (%s).", reason)
                 return result
         return plain(*args, **kwargs)
 

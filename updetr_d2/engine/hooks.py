@@ -103,6 +103,38 @@ class MetricsWriter(hooks.PeriodicWriter):
             logger.error("Metrics of iteration %d were not written: %s", self.trainer.iter, error)
 
 
+class DataTimeAdvice(HookBase):
+    """Say in the log, now and then, that the model waits for data, and what to change.
+
+    Args:
+        num_workers: ``DATALOADER.NUM_WORKERS``.
+        period: iterations between two looks.
+    """
+
+    # Waiting for data may take this share of a step.
+    allowed_share = 0.1
+
+    def __init__(self, *, num_workers: int, period: int = 1000) -> None:
+        self.num_workers = num_workers
+        self.period = period
+        self._window = min(period, 100)
+
+    def after_step(self) -> None:
+        if not comm.is_main_process() or (self.trainer.iter - self._window) % self.period:
+            return
+        histories = self.trainer.storage.histories()
+        if "time" not in histories or "data_time" not in histories:  # every step so far was left out
+            return
+        waiting, step = (histories[name].median(self._window // 2) for name in ("data_time", "time"))
+        if waiting > self.allowed_share * step:
+            logger.warning(
+                "%.0f %% of the time goes into waiting for data (data_time %.3f s of %.3f s): raise "
+                "DATALOADER.NUM_WORKERS (%d) if there are free cores; shards and smaller images on the disk "
+                "help as well (docs/PERFORMANCE.md).",
+                *(100 * waiting / step, waiting, step, self.num_workers),
+            )
+
+
 class SkippedFilesReport(HookBase):
     """At the end of training, say which files could not be used, in all processes together."""
 

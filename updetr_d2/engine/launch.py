@@ -11,12 +11,12 @@ import socket
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from types import FrameType
 from urllib.parse import urlsplit
 
 import torch
 import torch.distributed as dist
-from detectron2.engine import DEFAULT_TIMEOUT
 from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
@@ -26,16 +26,20 @@ from updetr_d2.engine.preemption import STOP_SIGNALS, STOPPED_EXIT_CODE
 logger = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
+# How long processes wait for each other: the others for the main one, while it computes the metrics of COCO.
+_TIMEOUT = timedelta(hours=3)
 
 
-def launch(main: Callable[[Namespace], object], args: Namespace) -> object:
+def launch(main: Callable[[Namespace], object], args: Namespace, *, device: str = "cuda") -> object:
     """Run ``main(args)`` in every process: under ``torchrun`` in this one, else through Detectron2's ``launch``.
 
-    Without GPUs, ``--num-gpus`` is the number of CPU processes on the machine (gloo).
+    Without GPUs, or if they are not used, ``--num-gpus`` is the number of CPU processes on the machine (gloo).
 
     Args:
         main: importable function of the parsed arguments.
         args: Detectron2's default arguments.
+        device: ``MODEL.DEVICE`` of the run.
 
     Returns:
         what ``main`` returned, where it ran in this process.
@@ -44,20 +48,21 @@ def launch(main: Callable[[Namespace], object], args: Namespace) -> object:
         ValueError: if there are fewer GPUs than asked for, or the processes could not find each other.
         SystemExit: if the processes have stopped after a signal, with their exit code.
     """
+    use_gpu = device.startswith("cuda") and torch.cuda.is_available()
     num_gpus = torch.cuda.device_count()
-    if torch.cuda.is_available() and args.num_gpus > num_gpus:
+    if use_gpu and args.num_gpus > num_gpus:
         raise ValueError(f"--num-gpus is {args.num_gpus}, but torch sees {num_gpus} here.")
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         if args.num_gpus * args.num_machines > 1:
             check_dist_url(args.dist_url, num_machines=args.num_machines, machine_rank=args.machine_rank)
-            _launch_processes(main, args)
+            with contextlib.nullcontext() if use_gpu else _hidden_gpus():
+                _launch_processes(main, args)
             return None
         return main(args)
     _stop_with_parent()
-    use_gpu = torch.cuda.is_available()
     if use_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if use_gpu else "gloo", timeout=DEFAULT_TIMEOUT)
+    dist.init_process_group("nccl" if use_gpu else "gloo", timeout=_TIMEOUT)
     comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
     comm.synchronize()
     return _run_in_process_group(main, args)
@@ -131,6 +136,8 @@ def _run_in_process_group(main: Callable[[Namespace], object], args: Namespace) 
 
     After a failure the group stays: leaving it could wait for the others, who wait for this process.
     """
+    if "OMP_NUM_THREADS" not in os.environ:  # torchrun sets it
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // comm.get_local_size()))
     try:
         result = main(args)
     except SystemExit:  # all processes stop together
@@ -150,6 +157,7 @@ def _launch_processes(main: Callable[[Namespace], object], args: Namespace) -> N
                 machine_rank=args.machine_rank,
                 dist_url=args.dist_url,
                 args=(main, args),
+                timeout=_TIMEOUT,
             )
     except ProcessExitedException as error:
         if error.exit_code == STOPPED_EXIT_CODE:
@@ -161,6 +169,19 @@ def _launch_processes(main: Callable[[Namespace], object], args: Namespace) -> N
                 error.error_index,
             )
         raise
+
+
+@contextlib.contextmanager
+def _hidden_gpus() -> Iterator[None]:
+    """Keep the GPUs from processes started inside: Detectron2 takes NCCL, and one GPU each, where it sees any."""
+    before = os.environ.get(_VISIBLE)
+    os.environ[_VISIBLE] = ""
+    try:
+        yield
+    finally:
+        os.environ.pop(_VISIBLE)
+        if before is not None:
+            os.environ[_VISIBLE] = before
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
 """Optimizers of DETR-style training through Detectron2's parameter helpers."""
 
 import functools
+import re
+from collections.abc import Iterable
 
 import torch
 from detectron2.config import CfgNode
@@ -8,12 +10,16 @@ from detectron2.solver import build_optimizer as build_sgd_optimizer
 from detectron2.solver.build import get_default_optimizer_params
 from torch import nn
 
+# Parts of a detector from the image to the heads, and their layers: "backbone.res4", "backbone.blocks.3" (timm).
+_PARTS = ("backbone.", "transformer.encoder.", "transformer.decoder.")
+_LAYER = re.compile(r"backbone\.[a-z_]+(\.\d+|\d*)|transformer\.(encoder|decoder)\.layers\.\d+")
+
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """AdamW with its own learning rate for the backbone (semantics of the official code), or Detectron2's SGD.
 
     Args:
-        cfg: ``SOLVER.{OPTIMIZER, BASE_LR, BACKBONE_MULTIPLIER, WEIGHT_DECAY, WEIGHT_DECAY_NORM,
+        cfg: ``SOLVER.{OPTIMIZER, BASE_LR, BACKBONE_MULTIPLIER, LAYER_DECAY, WEIGHT_DECAY, WEIGHT_DECAY_NORM,
             CLIP_GRADIENTS}`` are read; clipping of the kinds "norm" and "value" is part of each step.
         model: its parameters that require a gradient are optimized.
 
@@ -43,16 +49,39 @@ def _build_unclipped(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         slow = any(part in parameter_name for part in cfg.SOLVER.SLOW_PARAMETERS)
         return cfg.SOLVER.SLOW_MULTIPLIER if slow else 1.0
 
+    layers = layers_below_heads(name for name, _ in model.named_parameters())
+
+    def decayed(parameter_name: str) -> float:
+        layer = layer_of(parameter_name)
+        distance = len(layers) - layers.index(layer) if layer else 0
+        return factor(parameter_name) * cfg.SOLVER.LAYER_DECAY**distance
+
     parameters = get_default_optimizer_params(
         model,
         base_lr=cfg.SOLVER.BASE_LR,
         weight_decay=cfg.SOLVER.WEIGHT_DECAY,
         weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
-        lr_factor_func=factor,
+        lr_factor_func=factor if cfg.SOLVER.LAYER_DECAY == 1 else decayed,
     )
     return torch.optim.AdamW(
         parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY, fused=True
     )
+
+
+def layers_below_heads(parameter_names: Iterable[str]) -> list[str]:
+    """The layers that ``SOLVER.LAYER_DECAY`` tells apart, from the image to the heads.
+
+    Args:
+        parameter_names: in the order in which the modules run within each part.
+    """
+    layers = [layer for layer in dict.fromkeys(map(layer_of, parameter_names)) if layer]
+    return sorted(layers, key=lambda layer: [layer.startswith(part) for part in _PARTS].index(True))
+
+
+def layer_of(parameter_name: str) -> str:
+    """The stage of the CNN, or the encoder or decoder layer, that a parameter belongs to; "" for all others."""
+    found = _LAYER.match(parameter_name)
+    return found[0] if found else ""
 
 
 def _clip_each_parameter(clip: CfgNode, optimizer: torch.optim.Optimizer, *_: object) -> None:

@@ -13,6 +13,7 @@ from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from updetr_d2.checkpoint.resuming import optimizer_state
+from updetr_d2.engine.accumulation import PartSums, gradients_later, split_batch
 from updetr_d2.engine.finite_check import FiniteCheck, StepReport
 from updetr_d2.engine.preemption import StopSignals
 from updetr_d2.engine.step_seed import seed_step
@@ -35,6 +36,7 @@ class TrainLoop(SimpleTrainer):
         stop_signals: the processes agree on them with each step.
         compute_losses: called with the model, the batch and the iteration; gives the losses and further scalars to
             log. None calls the model with the batch.
+        num_parts: passes that a batch is split into, whose gradients add up to one update.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class TrainLoop(SimpleTrainer):
         finite_check: FiniteCheck | None = None,
         stop_signals: StopSignals | None = None,
         compute_losses: TrainingStep | None = None,
+        num_parts: int = 1,
     ) -> None:
         super().__init__(model, data_loader, optimizer)
         self.amp_dtype = amp_dtype
@@ -58,28 +61,16 @@ class TrainLoop(SimpleTrainer):
         self.finite_check = finite_check or FiniteCheck()
         self.stop_signals = stop_signals or StopSignals()
         self.compute_losses = compute_losses or _supervised
+        self.num_parts = num_parts
+        self.losses_add_up = getattr(self._unwrapped_model(), "losses_add_up", False)
 
     def run_step(self) -> None:
         seed_step(self.data_loader.seed, comm.get_rank(), self.iter)
         start = time.perf_counter()
         batch = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
-        error = ""
-        losses: dict[str, torch.Tensor] = {}
-        metrics: dict[str, torch.Tensor] = {}
-        try:
-            with torch.autocast(self.device_type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
-                losses, metrics = self.compute_losses(self.model, batch, self.iter)
-        except FloatingPointError as problem:  # the matcher cannot work with such numbers
-            error = str(problem)
-        # A process without losses has no backward pass, which the others would wait for.
-        has_gradient = not any(comm.all_gather(error))
-        if has_gradient:
-            grad_norm = self.compute_gradient(losses)
-            own = getattr(self._unwrapped_model(), "training_metrics", {})
-            metrics = {**own, **metrics, "grad_norm": grad_norm}
-        else:
-            metrics = {}
+        losses, metrics, error = self.compute_gradient(batch)
+        has_gradient = "grad_norm" in metrics
         reports = self.exchange_reports(batch, losses, metrics, error, data_time)
         passes = self.finite_check.passes(
             reports, batch, self._unwrapped_model(), iteration=self.iter, seed=self.data_loader.seed
@@ -94,14 +85,40 @@ class TrainLoop(SimpleTrainer):
         model: nn.Module = self.model
         return getattr(model, "module", model)
 
-    def compute_gradient(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Backward pass and clipping; returns the gradient norm before clipping."""
+    def compute_gradient(
+        self, batch: list[dict]
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], str]:
+        """Forward and backward passes of all parts of a batch, and clipping.
+
+        Returns:
+            the losses; metrics, among them ``grad_norm`` before clipping, and none if a process has no losses; and
+            why this one has none, "" if it has.
+        """
         self.optimizer.zero_grad(set_to_none=True)
-        total = functools.reduce(torch.add, losses.values())
-        self.grad_scaler.scale(total).backward()
+        sums = PartSums(losses_add_up=self.losses_add_up)
+        parts = split_batch(batch, self.num_parts, losses_add_up=self.losses_add_up)
+        for number, part in enumerate(parts, start=1):
+            with gradients_later(self.model, number < len(parts)):
+                losses, metrics, error = self.forward(part)
+                # A process without losses has no backward pass, which the others would wait for.
+                if any(comm.all_gather(error)):
+                    return losses, {}, error
+                sums.add(losses, metrics)
+                total = functools.reduce(torch.add, losses.values())
+                self.grad_scaler.scale(total if self.losses_add_up else total / len(parts)).backward()
         self.after_backward()
         self.grad_scaler.unscale_(self.optimizer)
-        return nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        return sums.losses(), {**sums.metrics(), "grad_norm": grad_norm}, ""
+
+    def forward(self, samples: list[dict]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], str]:
+        """Losses, metrics and an empty error; or nothing and why the matcher could not work with the numbers."""
+        try:
+            with torch.autocast(self.device_type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
+                losses, metrics = self.compute_losses(self.model, samples, self.iter)
+        except FloatingPointError as problem:
+            return {}, {}, str(problem)
+        return losses, {**getattr(self._unwrapped_model(), "training_metrics", {}), **metrics}, ""
 
     def exchange_reports(
         self,

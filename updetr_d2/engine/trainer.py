@@ -29,7 +29,7 @@ from updetr_d2.data.transforms.image_io import UnusableImageError
 from updetr_d2.engine.compilation import compile_parts
 from updetr_d2.engine.ema import EMAHook, WeightAverage
 from updetr_d2.engine.finite_check import FiniteCheck
-from updetr_d2.engine.hooks import CheckpointHook, MetricsWriter, SkippedFilesReport
+from updetr_d2.engine.hooks import CheckpointHook, DataTimeAdvice, MetricsWriter, SkippedFilesReport
 from updetr_d2.engine.optimizer import build_optimizer, full_model_clip_norm
 from updetr_d2.engine.preemption import PreemptionHook, StopSignals
 from updetr_d2.engine.train_loop import TrainLoop
@@ -65,6 +65,7 @@ class UPDETRTrainer(DefaultTrainer):
         check_test_sets(cfg)
         cfg = derive_schedule(cfg, len(dataset_dicts))
 
+        torch.set_float32_matmul_precision(cfg.SOLVER.MATMUL_PRECISION)
         model = self.build_model(cfg)
         self.average = build_average(cfg, model)
         if cfg.MODEL.COMPILE:
@@ -83,6 +84,7 @@ class UPDETRTrainer(DefaultTrainer):
             finite_check=FiniteCheck(output_dir=cfg.OUTPUT_DIR, max_skipped=cfg.SOLVER.SKIP_NONFINITE_STEPS),
             stop_signals=self.stop_signals,
             compute_losses=self.training_step,
+            num_parts=cfg.SOLVER.ACCUMULATION_STEPS,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = UPDETRCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
@@ -140,6 +142,7 @@ class UPDETRTrainer(DefaultTrainer):
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate),
             *task_of(cfg).training_hooks(cfg),
             SkippedFilesReport(),
+            DataTimeAdvice(num_workers=cfg.DATALOADER.NUM_WORKERS),
             MetricsWriter(self.build_writers(), period=20) if comm.is_main_process() else None,
         ]
 
@@ -201,11 +204,14 @@ def averaged_config(cfg: CfgNode) -> CfgNode:
 def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
     """The autocast type of ``SOLVER.AMP``, None if it is off.
 
+    ``SOLVER.AMP.AUTO`` gives bfloat16 on GPUs that have it.
+
     Raises:
         ValueError: if ``SOLVER.AMP.DTYPE`` is unknown, or float16 is asked for without a GPU.
     """
     if not cfg.SOLVER.AMP.ENABLED:
-        return None
+        on_gpu = cfg.SOLVER.AMP.AUTO and cfg.MODEL.DEVICE.startswith("cuda")
+        return torch.bfloat16 if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else None
     types = {"bfloat16": torch.bfloat16, "float16": torch.float16}
     name = cfg.SOLVER.AMP.DTYPE
     if name not in types:
@@ -216,12 +222,13 @@ def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
 
 
 def distribute(model: nn.Module) -> nn.Module:
-    """Wrap the model for several processes; Detectron2's ``create_ddp_model`` cannot do it on CPUs."""
+    """Wrap the model for several processes; Detectron2's ``create_ddp_model`` cannot do it on CPUs.
+
+    With ``device_ids`` DDP would copy every tensor of the samples to the GPU by itself, waiting for each.
+    """
     if comm.get_world_size() == 1:
         return model
-    on_gpu = next(model.parameters()).is_cuda
-    device_ids = [comm.get_local_rank()] if on_gpu else None
-    return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
+    return DistributedDataParallel(model, broadcast_buffers=False)
 
 
 def check_test_sets(cfg: CfgNode) -> None:

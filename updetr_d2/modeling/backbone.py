@@ -12,8 +12,9 @@ import torch
 from detectron2 import modeling
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone, ResNet
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from updetr_d2.modeling.fast.timm_folding import FoldedTimmNet
 
@@ -26,7 +27,34 @@ def build_backbone(cfg: CfgNode) -> Backbone:
         cfg = cfg.clone()
         cfg.defrost()
         cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64  # Detectron2 asks for it, and takes no other
-    return modeling.build_backbone(cfg)
+    backbone = modeling.build_backbone(cfg)
+    if cfg.MODEL.DETR.RECOMPUTE_BACKBONE:
+        recompute_stages(backbone)
+    return backbone
+
+
+class RecomputedStage(nn.Sequential):
+    """A stage that keeps only its input for the backward pass, which then computes the rest again."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        trains = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
+        return checkpoint(super().forward, x, use_reentrant=False) if trains else super().forward(x)
+
+
+def recompute_stages(backbone: Backbone) -> None:
+    """Make the stages of one of Detectron2's ResNets :class:`RecomputedStage`, in place.
+
+    Raises:
+        ValueError: for a backbone of another kind.
+    """
+    if not isinstance(backbone, ResNet):
+        raise ValueError(
+            f"MODEL.DETR.RECOMPUTE_BACKBONE is for Detectron2's ResNets, not for {type(backbone).__name__}: set "
+            "it to False."
+        )
+    backbone.stages = [RecomputedStage(*stage.children()) for stage in backbone.stages]
+    for name, stage in zip(backbone.stage_names, backbone.stages):
+        setattr(backbone, name, stage)
 
 
 class TimmBackbone(Backbone):

@@ -169,7 +169,7 @@ class SetCriterion(nn.Module):
 
     def num_boxes(self, targets: BatchTargets) -> Tensor:
         """Mean number of target boxes per process of the global batch, at least 1; a float32 scalar."""
-        total = torch.full((), float(sum(targets.counts)), device=targets.boxes.device)
+        total = torch.full((), float(sum(targets.normalizing_counts)), device=targets.boxes.device)
         if comm.get_world_size() > 1:
             torch.distributed.all_reduce(total)
             total = total / comm.get_world_size()

@@ -91,6 +91,7 @@ class SoftmaxClassLoss(LossTerm):
     def __init__(self, *, num_classes: int, eos_coef: float = 0.1) -> None:
         super().__init__()
         self.num_classes = num_classes
+        self.eos_coef = eos_coef
         class_weights = torch.ones(num_classes + 1)
         class_weights[-1] = eos_coef
         self.register_buffer("class_weights", class_weights, persistent=False)
@@ -102,7 +103,20 @@ class SoftmaxClassLoss(LossTerm):
             logits = outputs.logits.float()
             classes = matched_classes(logits, targets, matches, no_object=self.num_classes)
             untaught = untaught_queries(outputs, targets, matches)
-            return {"loss_ce": losses.classification_loss(logits, classes, self.class_weights, untaught)}
+            values = losses.classification_loss(logits, classes, self.class_weights, untaught)
+            return {"loss_ce": values * self.share_of_update(targets, num_queries=logits.shape[2])}
+
+    def share_of_update(self, targets: BatchTargets, *, num_queries: int) -> float:
+        """Share of these images in the weights that the mean of the whole update divides by, in (0, 1].
+
+        Every image has min(N, targets) matched queries, of weight 1, the others are "no object".
+        """
+
+        def total(counts: list[int]) -> float:
+            matched = sum(min(count, num_queries) for count in counts)
+            return matched + self.eos_coef * (len(counts) * num_queries - matched)
+
+        return total(targets.counts) / total(targets.normalizing_counts)
 
     def num_predicted(self, logits: Tensor) -> Tensor:
         return (logits.argmax(dim=-1) != self.num_classes).sum(dim=1)

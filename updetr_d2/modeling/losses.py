@@ -118,7 +118,7 @@ def feature_l1_loss(features: Tensor, target_features: Tensor) -> Tensor:
 def class_error(logits: Tensor, target_classes: Tensor) -> Tensor:
     """Percentage of matched queries ``[P, K+1]`` whose best class is wrong; 100 if nothing is matched."""
     if not len(target_classes):
-        return logits.new_tensor(100.0)
+        return logits.new_full((), 100.0)
     return 100 * (logits.argmax(dim=-1) != target_classes).float().mean()
 
 

@@ -75,15 +75,16 @@ def panoptic_segmentation(
     first_of_class = torch.full((class_logits.shape[-1],), len(scores), device=kept.device)
     first_of_class = first_of_class.scatter_reduce(0, classes[kept], kept, "amin")
     segment_of_query = torch.where(classes < num_thing_classes, queries, first_of_class[classes])
+    pixels = _label_grid(mask_logits.shape[1:], size, kept.device)
     while len(kept):
         winner = kept[mask_logits[kept].argmax(dim=0)]
-        segments = _resize_labels(segment_of_query[winner], size)
+        segments = segment_of_query[winner][pixels]
         area = segments.flatten().bincount(minlength=len(scores))[kept]
         large = area > min_area
         if large.all():
             ids = torch.zeros_like(queries, dtype=torch.int32)
             ids[kept] = torch.arange(1, len(kept) + 1, dtype=torch.int32, device=ids.device)
-            rows = zip(*(x.tolist() for x in (classes[kept], scores[kept], area)))
+            found = zip(*(x.tolist() for x in (classes[kept], scores[kept], area)))
             return ids[segments], [
                 {
                     "id": i,
@@ -92,16 +93,18 @@ def panoptic_segmentation(
                     "score": score,
                     "area": pixels,
                 }
-                for i, (category, score, pixels) in enumerate(rows, start=1)
+                for i, (category, score, pixels) in enumerate(found, start=1)
             ]
         kept = kept[large]
     return torch.zeros(size, dtype=torch.int32, device=mask_logits.device), []
 
 
-def _resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """``[h, w]`` -> ``[*size]``, the label at the centre of each output pixel, as Pillow's nearest neighbour."""
-    rows, columns = (_nearest(old, new).to(labels.device) for old, new in zip(labels.shape, size))
-    return labels[rows[:, None], columns]
+def _label_grid(
+    labels_size: tuple[int, ...], size: tuple[int, int], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Index of ``[h, w]`` that gives ``[*size]``: the label at the center of each output pixel, as Pillow's."""
+    rows, columns = (_nearest(old, new).to(device, non_blocking=True) for old, new in zip(labels_size, size))
+    return rows[:, None], columns
 
 
 def _nearest(old: int, new: int) -> Tensor:

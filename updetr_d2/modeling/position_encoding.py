@@ -43,9 +43,10 @@ class SinePositionEncoding(nn.Module):
         Returns:
             float32 ``[B, C, H, W]``; coordinates count the pixels that are not padding.
         """
-        valid = (~padding_mask).float()
-        y = valid.cumsum(dim=1)
-        x = valid.cumsum(dim=2)
+        # Counted in integers: GPUs have no deterministic sum of floats in a row.
+        valid = ~padding_mask
+        y = valid.cumsum(dim=1).float()
+        x = valid.cumsum(dim=2).float()
         y = (y + self.offset) / (y[:, -1:, :] + self.eps) * self.scale
         x = (x + self.offset) / (x[:, :, -1:] + self.eps) * self.scale
         features = [sine_features(each, self.num_features, self.temperature) for each in (y, x)]

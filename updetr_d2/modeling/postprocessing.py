@@ -10,8 +10,8 @@ from updetr_d2.modeling.box_ops import cxcywh_to_xyxy
 
 def absolute_boxes(boxes: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
     """Relative cxcywh boxes ``[B, N, 4]`` -> XYXY in the pixels of images of ``sizes`` (height, width)."""
-    scale = torch.tensor([[w, h, w, h] for h, w in sizes], dtype=torch.float32, device=boxes.device)
-    return cxcywh_to_xyxy(boxes.float()) * scale[:, None]
+    scale = torch.tensor([[w, h, w, h] for h, w in sizes], dtype=torch.float32)
+    return cxcywh_to_xyxy(boxes.float()) * scale.to(boxes.device, non_blocking=True)[:, None]
 
 
 def class_probabilities(logits: Tensor, class_loss: str) -> Tensor:

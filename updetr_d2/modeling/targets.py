@@ -24,6 +24,8 @@ class BatchTargets:
             queries there are not taught "no object". Padding has size 0. None for none.
         drop_iou: queries whose boxes overlap every target by at most this are not taught "no object" either
             (DropLoss of CutLER, arXiv 2301.11320); 0 teaches them.
+        update_counts: number of targets of every image of this process in the update that these B images are a
+            part of (gradient accumulation); None if the B images are all.
         extra: what a task of its own learns beside them ``[B, T, *]``, by name.
     """
 
@@ -35,7 +37,13 @@ class BatchTargets:
     group_size: int | None = None
     uncertain: Tensor | None = None
     drop_iou: float = 0.0
+    update_counts: list[int] | None = None
     extra: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def normalizing_counts(self) -> list[int]:
+        """Number of targets of every image that the losses are averaged over: the losses of parts add up."""
+        return self.counts if self.update_counts is None else self.update_counts
 
     @classmethod
     def from_instances(cls, instances: list[Instances], device: torch.device) -> "BatchTargets":

@@ -266,10 +266,11 @@ def test_boxes_and_losses_are_float32_under_bfloat16(options):
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_recomputing_the_encoder_changes_nothing():
+@pytest.mark.parametrize("part", ["ENCODER", "DECODER"])
+def test_recomputing_a_part_changes_nothing(part):
     gradients = []
     for recompute in (False, True):
-        model = seeded_model("DETR", *TWO_STAGE, "MODEL.DETR.RECOMPUTE_ENCODER", recompute)
+        model = seeded_model("DETR", *TWO_STAGE, f"MODEL.DETR.RECOMPUTE_{part}", recompute)
         torch.manual_seed(1)
         sum(model([random_sample()]).values()).backward()
         gradients.append([p.grad for p in model.parameters()])

@@ -204,7 +204,7 @@ def step(transformer, arguments):
 def test_a_recomputed_encoder_has_the_same_gradients_and_keeps_less(pre_norm):
     """With dropout: the second computation must draw the random numbers of the first."""
     plain = build(dropout=0.3, pre_norm=pre_norm)
-    recomputed = build(dropout=0.3, pre_norm=pre_norm, recompute_encoder=True)
+    recomputed = build(dropout=0.3, pre_norm=pre_norm, recompute_encoder=True, recompute_decoder=True)
     recomputed.load_state_dict(plain.state_dict())
     arguments = inputs(height=12, width=12)
     loss, gradients, kept = step(plain, arguments)

@@ -16,6 +16,7 @@ import numpy as np
 from detectron2.utils.file_io import PathHandler, PathManager
 
 from updetr_d2.data.datasets.image_folder import EXTENSIONS
+from updetr_d2.data.datasets.remote_files import is_remote, open_remote, read_range, remote_status
 from updetr_d2.utils.cache import cache_folder
 from updetr_d2.utils.files import replacing
 
@@ -47,23 +48,42 @@ def load_index(shard: str) -> ShardIndex:
     """Take the index of a shard from the file beside it or from the cache, or make it and keep it there.
 
     Args:
-        shard: absolute path of a tar archive that is not compressed.
+        shard: absolute path or URL of a tar archive that is not compressed.
 
     Raises:
         OSError: if the file cannot be read.
         ValueError: if it is compressed or no tar archive.
     """
-    status = os.stat(shard)
+    size, version = _status(shard)
     # The index beside the shard is copied along with it, which may change the time of modification.
-    beside, cached = Path(shard + INDEX_SUFFIX), _cache_file(shard)
-    index = _read(beside, [status.st_size, -1])
+    cached = _cache_file(shard)
+    index = _read(_index_beside(shard), [size, -1])
     if index is None or not _fits(shard, index):
-        index = _read(cached, [status.st_size, status.st_mtime_ns])
+        index = _read(cached, [size, version])
     if index is None:
         index = scan(shard)
         if cached is not None:
-            _write(cached, index, [status.st_size, status.st_mtime_ns])
+            _write(cached, index, [size, version])
     return index
+
+
+def _status(shard: str) -> tuple[int, int]:
+    """Size of a shard and a number that changes with it."""
+    if is_remote(shard):
+        return remote_status(shard)
+    status = os.stat(shard)
+    return status.st_size, status.st_mtime_ns
+
+
+def _index_beside(shard: str) -> "Path | IO[bytes] | None":
+    """The file with the index beside a shard; of a shard elsewhere its content, None without one."""
+    if not is_remote(shard):
+        return Path(shard + INDEX_SUFFIX)
+    try:
+        url = shard + INDEX_SUFFIX
+        return io.BytesIO(read_range(url, 0, remote_status(url).size))
+    except OSError:
+        return None
 
 
 def write_index_beside(shard: str) -> ShardIndex:
@@ -82,10 +102,11 @@ def scan(shard: str) -> ShardIndex:
     names: list[str] = []
     offsets: list[int] = []
     sizes: list[int] = []
-    with open(shard, "rb") as file:
+    length, _ = _status(shard)
+    with open_remote(shard, length) if is_remote(shard) else open(shard, "rb") as file:
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
-                problem = _scan_members(tar, file, names, offsets, sizes)
+                problem = _scan_members(tar, file, length, names, offsets, sizes)
         except tarfile.TarError as error:
             file.seek(0)
             unpack = _COMPRESSED.get(file.read(2))
@@ -99,9 +120,13 @@ def scan(shard: str) -> ShardIndex:
 
 
 def _scan_members(
-    tar: tarfile.TarFile, file: IO[bytes], names: list[str], offsets: list[int], sizes: list[int]
+    tar: tarfile.TarFile,
+    file: IO[bytes],
+    length: int,
+    names: list[str],
+    offsets: list[int],
+    sizes: list[int],
 ) -> str:
-    length = os.fstat(file.fileno()).st_size
     try:
         while (member := tar.next()) is not None:
             tar.members = []  # type: ignore[attr-defined]  # not in its stubs; tarfile would keep all of them
@@ -134,9 +159,9 @@ def _cache_file(shard: str) -> Path | None:
         return None
 
 
-def _read(path: Path | None, stamp: list[int]) -> ShardIndex | None:
+def _read(path: "Path | IO[bytes] | None", stamp: list[int]) -> ShardIndex | None:
     """Read an index; None if there is none, it is of another file, damaged, or not as :func:`scan` makes it."""
-    if path is None or not path.is_file():
+    if path is None or (isinstance(path, Path) and not path.is_file()):
         return None
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -205,8 +230,12 @@ def read_member(url: str) -> bytes:
 
 
 def _read_at(shard: str, offset: int, size: int) -> bytes:
-    with open(shard, "rb", buffering=0) as file:
-        block = os.pread(file.fileno(), tarfile.BLOCKSIZE + size, offset - tarfile.BLOCKSIZE)
+    start, length = offset - tarfile.BLOCKSIZE, tarfile.BLOCKSIZE + size
+    if is_remote(shard):
+        block = read_range(shard, start, length)
+    else:
+        with open(shard, "rb", buffering=0) as file:
+            block = os.pread(file.fileno(), length, start)
     # The header stands before the bytes: it tells when the shard was replaced after it was indexed.
     try:
         header = tarfile.TarInfo.frombuf(block[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")

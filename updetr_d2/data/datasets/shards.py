@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from updetr_d2.data.datasets.names import QUERY_PATCH_EVALUATOR, add_source
 from updetr_d2.data.datasets.packed_names import PackedNames
+from updetr_d2.data.datasets.remote_files import is_remote
 from updetr_d2.data.datasets.shard_index import ShardIndex, load_index, member_url
 
 logger = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ def load_shards(pattern: str) -> ShardedImages:
     """
     started = time.perf_counter()
     shards = expand_pattern(pattern)
-    missing = [shard for shard in shards if not os.path.isfile(shard)]
+    missing = [shard for shard in shards if not is_remote(shard) and not os.path.isfile(shard)]
     if missing:
         raise ValueError(
             f"{len(missing)} of the {len(shards)} shards of 'shards:{pattern}' in DATASETS do not exist, the "
@@ -102,8 +103,8 @@ def expand_pattern(pattern: str) -> list[str]:
     """The absolute paths of the shards that a pattern names, each once, in its order.
 
     Args:
-        pattern: a path with ranges or lists in braces (``{0000..0099}``, ``{a,b}``) or wildcards (``*``), or
-            several with ``::`` between them; ``~`` is expanded.
+        pattern: a path or URL with ranges or lists in braces (``{0000..0099}``, ``{a,b}``), a path with wildcards
+            (``*``), or several with ``::`` between them; ``~`` is expanded.
 
     Raises:
         ValueError: if the braces do not match, nothing fits the wildcards, or the webdataset package is missing.
@@ -119,18 +120,22 @@ def expand_pattern(pattern: str) -> list[str]:
             f"'shards:{pattern}' in DATASETS needs the webdataset package: pip install webdataset."
         ) from None
     try:
-        paths = [os.path.abspath(os.path.expanduser(path)) for path in expand_urls(pattern) if path]
+        paths = [_absolute(path) for path in expand_urls(pattern) if path]
     except UnbalancedBracesError as error:
         raise ValueError(f"The braces of 'shards:{pattern}' in DATASETS do not match ({error}).") from error
     shards = []
     for path in paths:
-        found = sorted(glob.glob(path)) if glob.has_magic(path) else [path]
+        found = sorted(glob.glob(path)) if glob.has_magic(path) and not is_remote(path) else [path]
         if not found:
             raise ValueError(f"No file fits {path} of 'shards:{pattern}' in DATASETS.")
         shards += found
     if not shards:
         raise ValueError(f"'shards:{pattern}' in DATASETS names no file: use the form {FORM}.")
     return list(dict.fromkeys(shards))
+
+
+def _absolute(path: str) -> str:
+    return path if is_remote(path) else os.path.abspath(os.path.expanduser(path))
 
 
 def _load_index(shard: str) -> ShardIndex:

@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 # Batches that the workers prepare ahead, all together.
 _PREFETCHED_BATCHES = 2
+# Samples that a worker hands over together, at most: a batch should not wait long for a single worker.
+_CHUNK_SIZE = 8
 
 
 def load_training_set(cfg: CfgNode) -> DatasetDicts:
@@ -53,6 +55,12 @@ def images_per_process(cfg: CfgNode) -> int:
         ValueError: if it cannot be shared out.
     """
     world_size = comm.get_world_size()
+    parts = world_size * cfg.SOLVER.ACCUMULATION_STEPS
+    if cfg.SOLVER.ACCUMULATION_STEPS > 1 and cfg.SOLVER.IMS_PER_BATCH % parts:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH ({cfg.SOLVER.IMS_PER_BATCH}) must be a multiple of the {world_size} processes "
+            f"times SOLVER.ACCUMULATION_STEPS ({cfg.SOLVER.ACCUMULATION_STEPS})."
+        )
     if cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % world_size:
         raise ValueError(
             f"SOLVER.IMS_PER_BATCH ({cfg.SOLVER.IMS_PER_BATCH}) must be a positive multiple of the number of "
@@ -266,6 +274,7 @@ class TrainLoader:
             num_workers=self.num_workers,
             prefetch=_PREFETCHED_BATCHES * self.batch_size,
             pin_memory=self.pin_memory,
+            chunk_size=min(_CHUNK_SIZE, self.batch_size),
         )
 
 
@@ -306,6 +315,7 @@ class TestLoader:
             num_workers=num_workers,
             prefetch=_PREFETCHED_BATCHES * batch_size,
             pin_memory=pin_memory,
+            chunk_size=min(_CHUNK_SIZE, batch_size),
         )
 
     def __len__(self) -> int:

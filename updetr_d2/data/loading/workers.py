@@ -12,8 +12,9 @@ from typing import Any
 
 import cv2
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
+from updetr_d2.data.loading.handover import PackedSamples
 from updetr_d2.data.loading.samples import StreamSample
 
 # Open files that are enough for any batch; the usual limit of 1024 is not.
@@ -47,14 +48,27 @@ class SampleLoader:
         num_workers: loader processes; 0 loads in this one.
         prefetch: samples to prepare ahead, all workers together.
         pin_memory: put tensors into page-locked memory, from which copies to a GPU run beside its work.
+        chunk_size: samples that a worker hands over together (:mod:`~updetr_d2.data.loading.handover`).
     """
 
     def __init__(
-        self, dataset: Dataset, sampler: Iterable, *, num_workers: int, prefetch: int, pin_memory: bool
+        self,
+        dataset: Dataset,
+        sampler: Iterable,
+        *,
+        num_workers: int,
+        prefetch: int,
+        pin_memory: bool,
+        chunk_size: int = 1,
     ) -> None:
         workers: dict[str, Any] = {}
+        self._packed = num_workers > 0
         if num_workers > 0:
             _allow_many_open_files()
+            dataset = PackedSamples(dataset)
+            # The types of ``BatchSampler`` want a Sampler or an Iterable of int.
+            sampler = BatchSampler(sampler, chunk_size, drop_last=False)
+            prefetch = math.ceil(prefetch / chunk_size)
             workers = {
                 "prefetch_factor": max(2, math.ceil(prefetch / num_workers)),
                 "worker_init_fn": _start_worker,
@@ -93,7 +107,10 @@ class SampleLoader:
                 else:
                     explanation = _explain_lost_connection(error)
                 raise explanation from (None if explanation is not error else error.__cause__)
-            yield sample
+            if self._packed:
+                yield from sample.unpack()
+            else:
+                yield sample
 
 
 def explained(error: RuntimeError) -> RuntimeError:

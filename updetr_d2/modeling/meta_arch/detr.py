@@ -1,5 +1,6 @@
 """DETR (Carion et al., ECCV 2020, arXiv 2005.12872) as a Detectron2 meta-architecture, on any transformer."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,6 +44,7 @@ class DETR(nn.Module):
         denoising: noised objects beside the queries in training; None for none.
         detections_per_image: best detections that inference gives with "focal"; "softmax" gives one a query.
         nms_threshold: of boxes with a larger IoU, only the best is given out; 1 gives all.
+        pad_multiple: in training, the sides of padded batches are multiples of it (px).
         criterion: module (Outputs, BatchTargets) -> (losses, metrics); None for inference only.
         pixel_mean, pixel_std: per channel, in the order and range of the input images.
 
@@ -56,6 +58,9 @@ class DETR(nn.Module):
     pretraining_only: tuple[str, ...] = ()
     # Those of them that mean the same in this model, which therefore takes them.
     taken_from_pretraining: tuple[str, ...] = ()
+
+    # Losses of samples with ``update_counts`` (BatchTargets) are shares of those of the whole update.
+    losses_add_up: bool = True
 
     pixel_mean: Tensor
     pixel_std: Tensor
@@ -73,6 +78,7 @@ class DETR(nn.Module):
         denoising: Denoising | None = None,
         detections_per_image: int = 100,
         nms_threshold: float = 1.0,
+        pad_multiple: int = 1,
         criterion: nn.Module | None = None,
         pixel_mean: tuple[float, ...] = (123.675, 116.28, 103.53),
         pixel_std: tuple[float, ...] = (58.395, 57.12, 57.375),
@@ -95,6 +101,7 @@ class DETR(nn.Module):
         self.class_loss = class_loss
         self.detections_per_image = detections_per_image
         self.nms_threshold = nms_threshold
+        self.pad_multiple = pad_multiple
         self.criterion = criterion
         self.feature_dim = features[in_feature].channels
         self.input_proj = transformer.build_input_proj([features[name].channels for name in self.in_features])
@@ -122,6 +129,7 @@ class DETR(nn.Module):
             "denoising": Denoising.from_config(cfg),
             "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "nms_threshold": detr.NMS_THRESH,
+            "pad_multiple": detr.PAD_MULTIPLE,
             "criterion": build_criterion(cfg),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
@@ -171,9 +179,10 @@ class DETR(nn.Module):
         return self.compute_outputs(self.preprocess_images(batched_inputs), batched_inputs).as_dict()
 
     def preprocess_images(self, batched_inputs: list[dict]) -> ImageList:
-        """Normalize the images and pad them to one size, without a divisor: DETR needs none."""
+        """Normalize the images and pad them to one size, without a divisor unless asked for: DETR needs none."""
         images = [self.normalize(x["image"].to(self.device, non_blocking=True)) for x in batched_inputs]
-        return ImageList.from_tensors(images, self.backbone.size_divisibility)
+        multiple = math.lcm(self.backbone.size_divisibility or 1, self.pad_multiple if self.training else 1)
+        return ImageList.from_tensors(images, multiple)
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """``[..., 3, H, W]`` in 0–255 -> float32 with the statistics of the CNN's training."""
@@ -269,6 +278,7 @@ class DETR(nn.Module):
         """Boxes and classes to learn, and where nobody knows (``uncertain_boxes``, of a mean teacher)."""
         instances = [x["instances"] for x in batched_inputs]
         targets = BatchTargets.from_instances(instances, self.device)
+        targets.update_counts = batched_inputs[0].get("update_counts")
         if all("uncertain_boxes" in x for x in batched_inputs):
             boxes = [x["uncertain_boxes"] for x in batched_inputs]
             targets.uncertain = pad_boxes(boxes, [each.image_size for each in instances], self.device)

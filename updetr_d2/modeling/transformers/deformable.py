@@ -4,9 +4,9 @@ Parameter names are those of the official code, so its checkpoints load as they 
 all levels, ``N`` queries, ``V`` levels, ``C`` channels.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -76,7 +76,7 @@ class DeformableTransformer(DetectionTransformer):
             1 takes all.
         center_radius: in two stages, tokens in the middle of an object learn to propose it, see
             :func:`match_centers`; 0 matches proposals as queries are.
-        recompute_encoder: see :class:`Transformer`.
+        recompute_encoder, recompute_decoder: see :class:`Transformer`.
 
     Raises:
         ValueError: if ``two_stage`` lacks ``box_refine``, there are fewer levels than features, or C is not a
@@ -109,6 +109,7 @@ class DeformableTransformer(DetectionTransformer):
         proposal_nms_threshold: float = 1.0,
         center_radius: float = 0.0,
         recompute_encoder: bool = False,
+        recompute_decoder: bool = False,
     ) -> None:
         super().__init__()
         if hidden_dim % num_heads or hidden_dim % _NORM_GROUPS:
@@ -134,6 +135,7 @@ class DeformableTransformer(DetectionTransformer):
         self.proposal_nms_threshold = proposal_nms_threshold
         self.center_radius = center_radius
         self.recompute_encoder = recompute_encoder
+        self.recompute_decoder = recompute_decoder
         self.position_encoding = SinePositionEncoding(
             hidden_dim, temperature=self.position_temperature, offset=self.position_offset
         )
@@ -171,6 +173,7 @@ class DeformableTransformer(DetectionTransformer):
             "proposal_nms_threshold": deformable.PROPOSAL_NMS_THRESH,
             "center_radius": deformable.CENTER_RADIUS,
             "recompute_encoder": detr.RECOMPUTE_ENCODER,
+            "recompute_decoder": detr.RECOMPUTE_DECODER,
         }
 
     def build_query_layers(self) -> None:
@@ -325,7 +328,7 @@ class DeformableTransformer(DetectionTransformer):
         """How proposals of all tokens find the objects that they learn, None for the criterion's matcher."""
         if self.center_radius == 0:
             return None
-        return partial(match_centers, tokens.centers(), radius=self.center_radius)
+        return functools.partial(match_centers, tokens.centers(), radius=self.center_radius)
 
     def embed_proposals(self, box_logits: Tensor) -> tuple[Tensor, Tensor | None]:
         """Position and content ``[B, N, C]`` of queries at boxes; no content with ``mixed_selection``."""
@@ -359,13 +362,17 @@ class DeformableTransformer(DetectionTransformer):
         states, boxes = [], []
         for i, layer in enumerate(self.decoder.layers):
             position = self.query_position(start, tokens, reference)
-            content = layer(
-                content,
+            run = functools.partial(
+                layer,
                 position=position,
                 reference=tokens.in_levels(reference),
                 tokens=tokens,
                 allowed=None if attn_mask is None else ~attn_mask,
             )
+            if self.recompute_decoder and torch.is_grad_enabled():
+                content = checkpoint(run, content, use_reentrant=False)
+            else:
+                content = run(content)
             state = self.normalize_state(content)
             head = layer_head(bbox_embed, i)
             boxes.append(self.move_boxes(head, state, before))

@@ -151,8 +151,8 @@ class MultiScaleDeformableAttention(nn.Module):
         offsets = offsets.unflatten(-1, (self.num_heads, self.num_levels, self.num_points, 2))
         reference = reference.to(torch.promote_types(reference.dtype, torch.float32))[:, :, None, :, None]
         if reference.shape[-1] == 2:
-            sizes = reference.new_tensor([(width, height) for height, width in shapes])
-            return reference + offsets / sizes[:, None]
+            sizes = torch.tensor([(width, height) for height, width in shapes], dtype=reference.dtype)
+            return reference + offsets / sizes.to(reference.device, non_blocking=True)[:, None]
         if reference.shape[-1] == 4:
             centers, sizes = reference.split(2, dim=-1)
             return centers + offsets * sizes * (0.5 / self.num_points)

@@ -152,7 +152,7 @@ def make_denoising_queries(
     shape = (len(targets.counts), num_groups, 2, most)
     negative = torch.arange(2, device=device)[:, None]
     index = torch.arange(most, device=device)
-    counts = torch.tensor(targets.counts, device=device)
+    counts = torch.tensor(targets.counts).to(device, non_blocking=True)
     return DenoisingQueries(
         labels=_noise_labels(
             targets.labels[:, None, None].expand(shape), probability=label_noise / 2, num_classes=num_classes

@@ -4,6 +4,7 @@ Parameter names are those of the official code, so its checkpoints load as they 
 ``B`` batch, ``S`` image tokens (H*W), ``N`` object queries, ``L`` decoder layers, ``C`` hidden channels.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -153,15 +154,21 @@ class TransformerEncoder(nn.Module):
 class TransformerDecoder(nn.Module):
     """A stack of decoder layers; one shared layer norm on the output of every layer."""
 
-    def __init__(self, layers: list[TransformerDecoderLayer], norm: nn.LayerNorm) -> None:
+    def __init__(
+        self, layers: list[TransformerDecoderLayer], norm: nn.LayerNorm, *, recompute: bool = False
+    ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.norm = norm
+        self.recompute = recompute
 
     def forward(self, x: Tensor, **context: Tensor | None) -> Tensor:
         outputs = []
         for layer in self.layers:
-            x = layer(x, **context)
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(functools.partial(layer, **context), x, use_reentrant=False)
+            else:
+                x = layer(x, **context)
             outputs.append(x)
         return self.norm(torch.stack(outputs))
 
@@ -179,6 +186,7 @@ class Transformer(DetectionTransformer):
         pre_norm: pre-norm layers (UP-DETR) instead of post-norm ones (DETR).
         recompute_encoder: keep only the input of each encoder layer for the backward pass, which then computes the
             layer again: less memory, more time, the same gradients.
+        recompute_decoder: the same for the decoder.
 
     Raises:
         ValueError: if ``num_heads`` does not divide ``hidden_dim``.
@@ -196,6 +204,7 @@ class Transformer(DetectionTransformer):
         dropout: float = 0.1,
         pre_norm: bool = False,
         recompute_encoder: bool = False,
+        recompute_decoder: bool = False,
     ) -> None:
         super().__init__()
         if hidden_dim % num_heads:
@@ -217,6 +226,7 @@ class Transformer(DetectionTransformer):
         self.decoder = TransformerDecoder(
             [TransformerDecoderLayer(**layer_args) for _ in range(num_decoder_layers)],
             nn.LayerNorm(hidden_dim),
+            recompute=recompute_decoder,
         )
         for parameter in self.parameters():
             if parameter.dim() > 1:
@@ -234,6 +244,7 @@ class Transformer(DetectionTransformer):
             "dropout": detr.DROPOUT,
             "pre_norm": detr.PRE_NORM,
             "recompute_encoder": detr.RECOMPUTE_ENCODER,
+            "recompute_decoder": detr.RECOMPUTE_DECODER,
         }
 
     def build_input_proj(self, channels: Sequence[int]) -> nn.Conv2d:
@@ -286,6 +297,8 @@ class Transformer(DetectionTransformer):
             decoder states ``[L, B, N, C]`` of all layers and encoder memory ``[B, C, H, W]``.
         """
         tokens = features.flatten(2).transpose(1, 2)
+        # The sum that residual blocks add to keeps its digits under autocast.
+        tokens = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
         token_position = position.flatten(2).transpose(1, 2)
         allowed = None if padding_mask is None else ~padding_mask.flatten(1)[:, None, None]
         memory = self.encoder(tokens, position=token_position, allowed=allowed)
