@@ -28,7 +28,7 @@ from updetr_d2.comparison import data as comparison_data
 from updetr_d2.comparison.data import Data
 from updetr_d2.comparison.jobs import Jobs, duration
 from updetr_d2.comparison.plan import Contestant, Plan
-from updetr_d2.comparison.starts import DETECTORS, STARTS, Start, recipe_name, short_name
+from updetr_d2.comparison.starts import DEFAULT_STARTS, DETECTORS, STARTS, Start, recipe_name, short_name
 from updetr_d2.comparison.study import carry_out, to_json, total_iterations, write_json
 from updetr_d2.config import add_updetr_config
 from updetr_d2.config.files import find_config_file, merge_config_file
@@ -65,7 +65,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--starts",
         nargs="+",
         metavar="NAME",
-        help=f"of {', '.join(STARTS)}; default: all that there are data and weights for",
+        help=f"of {', '.join(STARTS)}; default: those of {', '.join(DEFAULT_STARTS)} that there are data for",
     )
     what.add_argument(
         "--own-start",
@@ -147,7 +147,7 @@ def choose_starts(args: argparse.Namespace) -> dict[str, Start]:
     """
     given = {"weights": args.weights, "coco_weights": args.coco_weights}
     starts = {}
-    for name in args.starts or STARTS:
+    for name in args.starts or DEFAULT_STARTS:
         if name not in STARTS:
             raise ValueError(f"--starts has '{name}'; choose from {', '.join(STARTS)}.")
         start = STARTS[name]

@@ -87,8 +87,8 @@ def _check_labels(train: Labels, test: Labels) -> None:
             raise ValueError(f"{option} has {len(labels.images)} images but not a single object.")
     if len(test.images) < MIN_TEST_IMAGES:
         raise ValueError(
-            f"There are {len(test.images)} images to measure on; at least {MIN_TEST_IMAGES} are needed: label more, "
-            "or give --test."
+            f"There are {len(test.images)} images to measure on; at least {MIN_TEST_IMAGES} are needed: label "
+            "more, or give --test."
         )
 
 

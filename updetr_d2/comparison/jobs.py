@@ -29,6 +29,8 @@ LOG = "console.log"
 _POLL_SECONDS = 0.5
 _STATUS_SECONDS = 30.0
 _TAIL_BYTES = 20_000
+# What the last line of a training begins with whose loss was no number any more.
+_DIVERGED = "FloatingPointError"
 
 
 class TrainingError(ValueError):
@@ -44,6 +46,7 @@ class Jobs:
         gpus: names for ``CUDA_VISIBLE_DEVICES``; each training gets the next free one. Empty without GPUs.
         total_iterations: of all trainings to come, for the time that is left.
         say: where lines for people go.
+        program: that trains, before the arguments of each training.
     """
 
     def __init__(
@@ -54,7 +57,9 @@ class Jobs:
         gpus: Sequence[str],
         total_iterations: int,
         say: Callable[[str], None] = print,
+        program: Sequence[str] = (sys.executable, "-m", "updetr_d2"),
     ) -> None:
+        self.program = program
         self.jobs = jobs
         self.threads = threads
         self.slots: SimpleQueue[str] = SimpleQueue()
@@ -74,7 +79,7 @@ class Jobs:
             described: what to say about a finished one, beside its title.
 
         Raises:
-            TrainingError: if one fails at its start, or may not fail; the others are stopped first.
+            TrainingError: if one fails otherwise than by diverging; the others are stopped first.
         """
         pending = []
         for training in trainings:
@@ -128,7 +133,7 @@ class Jobs:
                 if self.stopping.is_set():
                     return
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "updetr_d2", *training.command],
+                    [*self.program, *training.command],
                     # Ctrl-C goes to this process alone, which asks once for a checkpoint.
                     start_new_session=True,
                     stdin=subprocess.DEVNULL,
@@ -146,9 +151,12 @@ class Jobs:
             mark_done(training, seconds=time.monotonic() - began, failure="")
             return
         reason = last_line(training.folder / LOG) or f"exit status {status}"
-        if status < 0 or not training.may_diverge or not iterations_done(training):
-            raise TrainingError(f"{training.title} failed ({reason}); {training.folder / LOG} says more.")
-        logger.warning("%s failed after it had begun (%s).", training.title, reason)
+        if status < 0 or not training.may_diverge or not reason.startswith(_DIVERGED):
+            raise TrainingError(
+                f"{training.title} has ended with status {status} ({reason}); {training.folder / LOG} says more. "
+                "The same command goes on from here."
+            )
+        logger.warning("%s has diverged (%s).", training.title, reason)
         mark_done(training, seconds=time.monotonic() - began, failure=reason)
 
     def stop(self) -> None:

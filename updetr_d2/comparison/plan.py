@@ -50,7 +50,7 @@ class Training:
         iterations: SOLVER.MAX_ITER.
         metric_prefix: before "bbox/AP" in its metrics.
         results: folder inside of ``folder`` whose "inference" holds its predictions, "" for itself.
-        may_diverge: whether the comparison goes on without its result if it fails after it has begun.
+        may_diverge: whether the comparison goes on without its result if its loss is no number any more.
     """
 
     title: str

@@ -72,6 +72,9 @@ STARTS: dict[str, Start] = {
     ),
 }
 
+# Unless the command line names others, those of these that there are data and weights for.
+DEFAULT_STARTS = (BASELINE, "pretrained", "coco")
+
 
 def short_name(config: str) -> str:
     """A detector's name in tables and folders: that of its config file."""

@@ -159,7 +159,8 @@ def judge(scores: Sequence[Scores], *, iterations: int) -> Verdict:
     if best.mean_ap50 < LEARNED_AP50:
         sentence = (
             f"Nothing has learned: the best, {best.title}, has AP50 {best.mean_ap50:.1f} after {iterations} "
-            "iterations. Train longer (--iterations), label more, or look at the pictures: are the boxes of the labels right?"
+            "iterations. Train longer (--iterations), label more, or look at the pictures: are the boxes of the "
+            "labels right?"
         )
         return Verdict("nothing has learned", "", [sentence], [*against_best, *against_baseline])
     titles = {each.name: each.title for each in scores}
