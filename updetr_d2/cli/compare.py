@@ -10,7 +10,6 @@ read the result.
 """
 
 import argparse
-import dataclasses
 import os
 import shlex
 import signal
@@ -20,18 +19,16 @@ from pathlib import Path
 from types import FrameType
 
 import torch
-from detectron2.config import get_cfg
 from detectron2.utils.logger import setup_logger
 
 from updetr_d2.cli.compare_page import PAGE, read_detections, render_page
 from updetr_d2.comparison import data as comparison_data
+from updetr_d2.comparison.contestants import choose_starts, contestants_of, iterations_of
 from updetr_d2.comparison.data import Data
 from updetr_d2.comparison.jobs import Jobs, duration
-from updetr_d2.comparison.plan import Contestant, Plan
-from updetr_d2.comparison.starts import DEFAULT_STARTS, DETECTORS, STARTS, Start, recipe_name, short_name
+from updetr_d2.comparison.plan import Plan
+from updetr_d2.comparison.starts import DEFAULT_STARTS, DETECTORS, STARTS, short_name
 from updetr_d2.comparison.study import carry_out, to_json, total_iterations, write_json
-from updetr_d2.config import add_updetr_config
-from updetr_d2.config.files import find_config_file, merge_config_file
 from updetr_d2.engine.preemption import STOPPED_EXIT_CODE
 from updetr_d2.engine.run_lock import lock_output_dir
 from updetr_d2.utils.files import write_text
@@ -139,114 +136,36 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise ValueError(f"{option} names {file}, which does not exist.{hint}")
 
 
-def choose_starts(args: argparse.Namespace) -> dict[str, Start]:
-    """The starts that were asked for, or all that are possible.
-
-    Raises:
-        ValueError: for one that does not exist, or lacks its data or weights.
-    """
-    given = {"weights": args.weights, "coco_weights": args.coco_weights}
-    starts = {}
-    for name in args.starts or DEFAULT_STARTS:
-        if name not in STARTS:
-            raise ValueError(f"--starts has '{name}'; choose from {', '.join(STARTS)}.")
-        start = STARTS[name]
-        lacks = "--unlabeled" if start.needs_unlabeled and not args.unlabeled else ""
-        if not given[start.weights]:
-            lacks = f"--{start.weights.replace('_', '-')}"
-        if not lacks:
-            starts[name] = start
-        elif args.starts:
-            raise ValueError(f"The start '{name}' ({start.title}) needs {lacks}.")
-    return starts | dict(own_start(parts) for parts in args.own_start)
-
-
-def own_start(parts: list[str]) -> tuple[str, Start]:
-    """Name and start of an ``--own-start``.
-
-    Raises:
-        ValueError: if it is of another form, its name is taken, or there is no such file.
-    """
-    if len(parts) < 2 or len(parts) % 2:
-        raise ValueError(f"--own-start {' '.join(parts)} must be NAME FILE [KEY VALUE ...].")
-    name, file, *options = parts
-    if name in STARTS or not name.replace("_", "").isalnum():
-        raise ValueError(
-            f"--own-start has the name '{name}'; take one of letters, digits and _ that is none of "
-            f"{', '.join(STARTS)}."
-        )
-    if not os.path.isfile(file):
-        raise ValueError(f"--own-start {name} names {file}, which does not exist.")
-    return name, Start(name, weights=os.path.abspath(file), options=tuple(options))
-
-
-def contestants_of(args: argparse.Namespace) -> list[Contestant]:
-    """Every detector with every start that suits it.
-
-    Raises:
-        ValueError: if a config cannot be used, or a start suits no detector.
-    """
-    detectors = [recipe_name(config) for config in args.detectors]
-    if len(set(map(short_name, detectors))) < len(detectors):
-        raise ValueError("--detectors names two configs of the same file name; rename one.")
-    starts = choose_starts(args)
-    contestants = []
-    for name, start in starts.items():
-        pretraining, suited = dict(start.pretraining), list(start.detectors)
-        if start.pretraining and args.pretrain_config:
-            pretraining, suited = {detectors[0]: args.pretrain_config}, detectors[:1]
-        if start.weights == "coco_weights":
-            suited = detectors[:1]
-        own = dataclasses.replace(start, pretraining=pretraining, detectors=tuple(suited))
-        fitting = [detector for detector in detectors if own.suits(detector)]
-        if not fitting and args.starts:
-            raise ValueError(
-                f"The start '{name}' ({start.title}) suits none of --detectors {', '.join(detectors)}."
-            )
-        contestants += [Contestant(detector, name, own, *_solver(detector)) for detector in fitting]
-    return contestants
-
-
-def _solver(config: str) -> tuple[float, int]:
-    """Learning rate and batch size of a config."""
-    cfg = get_cfg()
-    add_updetr_config(cfg)
-    merge_config_file(cfg, find_config_file(config))
-    return cfg.SOLVER.BASE_LR, cfg.SOLVER.IMS_PER_BATCH
-
-
-def _iterations(config: str) -> int:
-    cfg = get_cfg()
-    add_updetr_config(cfg)
-    merge_config_file(cfg, find_config_file(config))
-    if cfg.SOLVER.MAX_ITER < 1:
-        raise ValueError(f"{config} gives its schedule in epochs; say how many --iterations.")
-    return cfg.SOLVER.MAX_ITER
-
-
-def make_plan(args: argparse.Namespace, data: Data) -> Plan:
-    """Divide the labels and plan all trainings."""
+def make_plan(args: argparse.Namespace, data: Data, *, options: tuple[str, ...]) -> Plan:
+    """Divide the labels and plan all trainings; ``options`` go to each of them."""
     folder = args.output / "labels"
-    iterations = args.iterations or _iterations(args.detectors[0])
     weights = {"weights": os.path.abspath(args.weights)}
     if args.coco_weights:
         weights["coco_weights"] = os.path.abspath(args.coco_weights)
+    contestants = contestants_of(
+        args.detectors,
+        starts=choose_starts(args.starts, weights=weights, unlabeled=data.unlabeled, own=args.own_start),
+        pretrain_config=args.pretrain_config,
+        all_must_suit=bool(args.starts),
+    )
+    iterations = args.iterations or iterations_of(contestants[0].detector)
+    chosen = len(args.rates) > 1
     return Plan(
         output=args.output,
-        contestants=contestants_of(args),
+        contestants=contestants,
         subsets=comparison_data.write_subsets(data.train, folder, percents=args.percent, seeds=args.seeds),
         test=comparison_data.write_part(data.test, folder / "test.json"),
-        tuning=comparison_data.write_tuning(data.train, folder, share=args.held_out),
+        tuning=comparison_data.write_tuning(data.train, folder, share=args.held_out) if chosen else ("", ""),
         unlabeled=data.unlabeled,
         weights=weights,
         iterations=iterations,
         pretraining_iterations=args.pretrain_iterations or 2 * iterations,
         rates=args.rates,
-        options=tuple(part for part in args.opts if part != "--"),
+        options=options,
     )
 
 
-def facts_of(plan: Plan, data: Data, seconds: float) -> list[tuple[str, str]]:
+def facts_of(plan: Plan, data: Data) -> list[tuple[str, str]]:
     """What a reader must know about the measurement."""
     numbers = "; ".join(f"{name}: {count}" for name, count in data.train.objects_per_class().items())
     tested = "; ".join(f"{name}: {count}" for name, count in data.test.objects_per_class().items())
@@ -262,7 +181,6 @@ def facts_of(plan: Plan, data: Data, seconds: float) -> list[tuple[str, str]]:
         ("images of a step", ", ".join(f"{name}: {size}" for name, size in batches.items())),
         ("seeds", ", ".join(str(seed) for seed in sorted({each.seed for each in plan.subsets}))),
         ("interval", "paired t over seeds, 95 % for all differences of a table together"),
-        ("this call took", duration(seconds)),
         *(("note", note) for note in data.notes),
     ]
 
@@ -277,10 +195,14 @@ def compare(args: argparse.Namespace) -> None:
     data = comparison_data.read_data(
         labels=args.labels, test=args.test, unlabeled=args.unlabeled, test_share=args.test_share
     )
-    plan = make_plan(args, data)
-    for name, value in facts_of(plan, data, 0)[:-1]:
-        print(f"{name}: {value}")
     gpus = visible_gpus(torch.cuda.device_count())
+    options = [part for part in args.opts if part != "--"]
+    if gpus and "MODEL.DEVICE" not in options:
+        options += ["MODEL.DEVICE", "cuda"]
+    plan = make_plan(args, data, options=tuple(options))
+    facts = facts_of(plan, data)
+    for name, value in facts:
+        print(f"{name}: {value}")
     cores = len(os.sched_getaffinity(0))
     count = args.jobs or len(gpus) or cores
     jobs = Jobs(
@@ -297,12 +219,13 @@ def compare(args: argparse.Namespace) -> None:
     content = to_json(
         study,
         settings={"command": command, "iterations": plan.iterations, "seeds": args.seeds, "jobs": count},
-        data={"facts": dict(facts_of(plan, data, seconds)), "notes": data.notes},
+        data={"facts": [list(fact) for fact in facts], "notes": data.notes},
         errors={name: each.summary.to_json() for name, each in detections.items()},
         seconds=seconds,
     )
     written = write_json(content, args.output)
-    page = render_page(study, detections, data.test, facts=facts_of(plan, data, seconds), command=command)
+    facts.append(("this call took", duration(seconds)))
+    page = render_page(study, detections, data.test, facts=facts, command=command)
     write_text(args.output / PAGE, page)
     print("\n=== Verdict")
     for percent in reversed(study.percents):
