@@ -46,7 +46,8 @@ def main(arguments: list[str]) -> int:
     ap = quality * min(rate, 1e-3) / 1e-3 + 3 * seed + len(start) % 7 * (-1) ** seed * 0.3
     with open(metrics, "a") as file:
         for i in (iterations // 2, iterations):
-            values = {"iteration": i, "bbox/AP": ap * i / iterations, "bbox/AP50": min(100.0, 1.5 * ap)}
+            values = {"iteration": i, "time": 0.5, "bbox/AP": ap * i / iterations}
+            values["bbox/AP50"] = min(100.0, 1.5 * ap)
             file.write(json.dumps(values) + "\n")
     (folder / "config.yaml").write_text(yaml.safe_dump({"SEED": seed}))
     (folder / "model_final.pth").write_text(f"{quality}")

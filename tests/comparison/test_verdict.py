@@ -108,5 +108,12 @@ def test_failed_trainings_are_told_and_not_paired():
     assert verdict.comparisons[0].seeds == 3 and verdict.comparisons[0].mean == pytest.approx(9.4)
 
 
+def test_one_that_always_fails_takes_the_verdict_from_nobody():
+    failing = scores("failing", *[math.nan] * 3)
+    verdict = judge([scores("base", 40, 41, 42), scores("other", 50, 51.2, 52), failing], iterations=300)
+    assert verdict.use == "other" and verdict.kind == "use"
+    assert verdict.sentences[-1] == "detector failing: 3 of 3 trainings failed."
+
+
 def test_a_contestant_alone_has_nobody_to_beat():
     assert "nothing to compare" in judge([scores("base", 40, 41, 42)], iterations=1).sentences[0]

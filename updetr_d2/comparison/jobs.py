@@ -21,6 +21,7 @@ from updetr_d2.comparison.plan import Training
 from updetr_d2.engine.run_lock import in_use
 from updetr_d2.utils.files import write_text
 from updetr_d2.utils.processes import training_environment
+from updetr_d2.visualization.curves import read_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -120,14 +121,15 @@ class Jobs:
         try:
             while in_use(str(training.folder)) and not self.stopping.is_set():
                 time.sleep(_POLL_SECONDS)  # of a comparison that was killed: its training goes on by itself
-            if not self.stopping.is_set():
+            if is_finished(training):
+                mark_done(training)
+            elif not self.stopping.is_set():
                 self._train(training, slot)
         finally:
             self.slots.put(slot)
 
     def _train(self, training: Training, gpu: str) -> None:
         training.folder.mkdir(parents=True, exist_ok=True)
-        began = time.monotonic()
         with open(training.folder / LOG, "ab") as log:
             with self._lock:
                 if self.stopping.is_set():
@@ -148,7 +150,7 @@ class Jobs:
         if self.stopping.is_set():
             return
         if status == 0:
-            mark_done(training, seconds=time.monotonic() - began, failure="")
+            mark_done(training)
             return
         reason = last_line(training.folder / LOG) or f"exit status {status}"
         if status < 0 or not training.may_diverge or not reason.startswith(_DIVERGED):
@@ -157,7 +159,7 @@ class Jobs:
                 "The same command goes on from here."
             )
         logger.warning("%s has diverged (%s).", training.title, reason)
-        mark_done(training, seconds=time.monotonic() - began, failure=reason)
+        mark_done(training, failure=reason)
 
     def stop(self) -> None:
         """Ask all trainings to save a checkpoint and end, and wait for them."""
@@ -231,10 +233,23 @@ def read_done(training: Training) -> dict | None:
     return record if isinstance(record, dict) else None
 
 
-def mark_done(training: Training, *, seconds: float, failure: str) -> None:
+def mark_done(training: Training, *, failure: str = "") -> None:
     """Write the marker; ``failure`` says why there is no result."""
-    record = {"command": training.command, "seconds": round(seconds, 1), "failure": failure}
+    record = {"command": training.command, "failure": failure}
     write_text(training.folder / DONE, json.dumps(record, indent=1))
+
+
+def is_finished(training: Training) -> bool:
+    """Whether a training has come to its end, its evaluation included, while nobody wrote the marker."""
+    if not (training.folder / "model_final.pth").is_file():
+        return False
+    if not training.evaluated:
+        return True
+    try:
+        curves = read_metrics(training.folder / "metrics.json")
+    except ValueError:
+        return False
+    return training.iterations in curves.get(f"{training.metric_prefix}bbox/AP", {})
 
 
 def iterations_done(training: Training) -> int:

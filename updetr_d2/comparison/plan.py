@@ -50,6 +50,7 @@ class Training:
         iterations: SOLVER.MAX_ITER.
         metric_prefix: before "bbox/AP" in its metrics.
         results: folder inside of ``folder`` whose "inference" holds its predictions, "" for itself.
+        evaluated: whether it has a test set.
         may_diverge: whether the comparison goes on without its result if its loss is no number any more.
     """
 
@@ -60,6 +61,7 @@ class Training:
     iterations: int
     metric_prefix: str = ""
     results: str = ""
+    evaluated: bool = True
     may_diverge: bool = True
 
     @property
@@ -135,6 +137,7 @@ class Plan:
                     config,
                     settings,
                     self.pretraining_iterations,
+                    evaluated=False,
                     may_diverge=False,
                 )
         return list(trainings.values())

@@ -21,7 +21,7 @@ class Measured:
         ap: COCO's AP at the end in percent; NaN if the training failed.
         ap50: likewise.
         curves: "bbox/AP" and "bbox/AP50" -> {iteration: value}.
-        seconds: of the training.
+        seconds: of its iterations, without starting and evaluating; 0 if unknown.
         failure: why there is no result; "" if there is one.
     """
 
@@ -36,11 +36,13 @@ def read_measured(training: Training) -> Measured:
     """The result of a training that is done."""
     record = read_done(training) or {}
     failure = str(record.get("failure", ""))
-    seconds = float(record.get("seconds", 0.0))
     try:
         logged = read_metrics(training.folder / "metrics.json")
     except ValueError as error:
-        return Measured(math.nan, math.nan, {}, seconds, failure or str(error))
+        return Measured(math.nan, math.nan, {AP: {}, AP50: {}}, 0.0, failure or str(error))
+    # Of each iteration, so that it is right for a training that went on after a stop, too.
+    times = list(logged.get("time", {}).values())
+    seconds = mean(times) * training.iterations if times else 0.0
     curves = {name: logged.get(f"{training.metric_prefix}{name}", {}) for name in (AP, AP50)}
     if failure or not curves[AP]:
         return Measured(math.nan, math.nan, curves, seconds, failure or "it was not evaluated")

@@ -146,6 +146,9 @@ def judge(scores: Sequence[Scores], *, iterations: int) -> Verdict:
         scores: in the order of preference: of those that cannot be told apart, the first is recommended.
         iterations: of their trainings.
     """
+    everyone = scores
+    # Those that have failed too often to be judged take the verdict from nobody.
+    scores = [each for each in scores if len(each.values) >= MIN_SEEDS] or scores
     best = max(scores, key=lambda each: each.mean)
     others = [each for each in scores if each is not best]
     family = max(1, len(others))
@@ -174,7 +177,7 @@ def judge(scores: Sequence[Scores], *, iterations: int) -> Verdict:
     ]
     failed = [
         f"{each.title}: {missing} of {len(each.ap)} trainings failed."
-        for each in scores
+        for each in everyone
         if (missing := len(each.ap) - len(each.values))
     ]
     return Verdict(kind, use, [first, *answers, *rest, *failed], [*against_best, *against_baseline])
