@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> int:
         return 1
     iterations, rate, seed = (
         int(options["SOLVER.MAX_ITER"]),
-        float(options["SOLVER.BASE_LR"]),
+        float(options.get("SOLVER.BASE_LR", "1e-3")),
         int(options["SEED"]),
     )
     metrics = folder / "metrics.json"

@@ -50,7 +50,9 @@ def test_all_are_run_once_and_told(training, jobs):
     first.run(trainings, lambda each: f"AP {read_measured(each).ap:.1f}")
     assert len(first.lines) == 3 and all("AP 42.4" in line and " left" in line for line in first.lines)
     assert all(is_done(each) for each in trainings)
-    jobs().run(trainings)
+    second = jobs()
+    second.run(trainings)
+    assert second.lines == ["3 of 3 trainings were done before."]
     assert [calls(each) for each in trainings] == [1, 1, 1]
 
 

@@ -239,13 +239,13 @@ def command_line(args: argparse.Namespace) -> list[str]:
     """The arguments that give the same comparison."""
     parts: list[str] = []
     for name, value in vars(args).items():
-        if name == "opts" or value is None:
+        option = f"--{name.replace('_', '-')}"
+        if name == "own_start":
+            parts += [part for own in value for part in (option, *own)]
+        if name in ("opts", "own_start") or value is None:
             continue
         values = value if isinstance(value, list) else [value]
-        parts += [
-            f"--{name.replace('_', '-')}",
-            *(f"{v:g}" if isinstance(v, float) else str(v) for v in values),
-        ]
+        parts += [option, *(f"{v:g}" if isinstance(v, float) else str(v) for v in values)]
     return [*parts, *(["--", *(part for part in args.opts if part != "--")] if args.opts else [])]
 
 

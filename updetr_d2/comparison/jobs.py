@@ -88,6 +88,8 @@ class Jobs:
                 self._eta.skip(training.iterations)
             else:
                 pending.append(training)
+        if len(pending) < len(trainings):
+            self.say(f"{len(trainings) - len(pending)} of {len(trainings)} trainings were done before.")
         with ThreadPoolExecutor(self.jobs) as executor:
             started = {executor.submit(self._run_one, training): training for training in pending}
             try:
