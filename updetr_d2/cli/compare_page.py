@@ -133,13 +133,13 @@ def _value(value: float) -> str:
 def over_labels(study: Study) -> dict[str, dict[int, list[float]]]:
     """Title -> number of labelled images -> AP of the seeds."""
     return {
-        scores.title: {
+        contestant.title: {
             study.num_images(percent): each.values
             for percent in study.percents
             for each in study.scores(percent)
-            if each.name == scores.name
+            if each.name == contestant.name
         }
-        for scores in study.scores(study.percents[-1])
+        for contestant in study.plan.contestants
     }
 
 

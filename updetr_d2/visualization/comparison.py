@@ -42,7 +42,12 @@ def plot_over_labels(
     Args:
         results: label -> number of images -> values.
         metric: name of the values.
+
+    Returns:
+        the figure; with one number of images, a point for each seed instead.
     """
+    if len({count for by_count in results.values() for count in by_count}) == 1:
+        return _plot_seeds(results, metric=metric)
     figure, (axes,) = new_figure()
     for label, by_count in results.items():
         counts = sorted(count for count, values in by_count.items() if len(values))
@@ -53,6 +58,21 @@ def plot_over_labels(
     axes.set(xlabel="labelled images", ylabel=f"{metric} (mean, lowest, highest)", ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend()
+    return figure
+
+
+def _plot_seeds(results: dict[str, dict[int, Sequence[float]]], *, metric: str) -> matplotlib.figure.Figure:
+    """A point for each seed where there is one number of labelled images only."""
+    figure, (axes,) = new_figure(height=1.2 + 0.45 * len(results))
+    for place, by_count in enumerate(results.values()):
+        for values in by_count.values():
+            axes.plot(values, [place] * len(values), "o", alpha=0.7)
+            axes.plot([float(np.mean(values))] * len(values), [place] * len(values), "|k", markersize=16)
+    axes.set_yticks(range(len(results)), list(results))
+    axes.set(
+        xlabel=f"{metric}, a point for each seed; line: mean", xlim=(0, None), ylim=(len(results) - 0.5, -0.5)
+    )
+    axes.grid(axis="x", alpha=0.3)
     return figure
 
 
