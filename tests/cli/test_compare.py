@@ -17,9 +17,9 @@ from tiny_coco import forget_runs
 
 from updetr_d2.cli import compare, compare_page
 from updetr_d2.comparison.jobs import Jobs
-from updetr_d2.comparison.plan import Contestant
 from updetr_d2.comparison.starts import DETECTORS, FASTER_RCNN, FEW_LABEL, STARTS
 from updetr_d2.config.files import get_config
+from updetr_d2.engine.trainer import EMA_RESULTS
 
 FAKE = (sys.executable, str(Path(__file__).parents[1] / "comparison" / "fake_training.py"))
 
@@ -157,6 +157,7 @@ def test_a_part_of_the_labels_is_the_test_set_where_there_is_none(world, tmp_pat
 
 def test_pre_training_is_made_once_and_starts_its_detector(world, tmp_path):
     arguments = [*world, "--unlabeled", f"folder:{tmp_path}/train", "--rates", "1", "--seeds", "1", "2"]
+    arguments += ["--starts", "cnn", "pretrained"]
     assert compare.main([*arguments, "--pretrain-iterations", "6"]) == 0
     names = {each["name"] for each in read(tmp_path)["contestants"]}
     assert names == {"few_label_lite0-cnn", "faster_rcnn_lite0-cnn", "few_label_lite0-pretrained"}
@@ -223,9 +224,21 @@ def test_every_start_and_detector_names_configs_that_there_are():
         assert few.INPUT[key] == faster.INPUT[key], key
 
 
+def test_the_teacher_start_is_the_recipe_of_the_mean_teacher():
+    options = STARTS["teacher"].options
+    recipe = get_config("custom/mean_teacher_lite0.yaml")
+    third, sixth = recipe.SOLVER.MAX_ITER // 3, recipe.SOLVER.MAX_ITER // 6
+    places = {"{third}": str(third), "{sixth}": str(sixth), "('{unlabeled}',)": "('folder:/data/photos',)"}
+    cfg = get_config(FEW_LABEL)
+    cfg.merge_from_list([places.get(option, option) for option in options])
+    for group in (lambda each: each.SOLVER.EMA, lambda each: each.SOLVER.MEAN_TEACHER):
+        assert group(cfg) == group(recipe)
+    assert cfg.DATASETS.UNLABELED == recipe.DATASETS.UNLABELED
+
+
 def test_averaged_weights_are_read_where_they_are_written():
-    teacher = Contestant(FEW_LABEL, "teacher", STARTS["teacher"], 1e-3, 8)
-    assert teacher.start.metric_prefix == "ema/" and STARTS["cnn"].metric_prefix == ""
+    assert STARTS["teacher"].metric_prefix == f"{EMA_RESULTS}/" and STARTS["teacher"].results == EMA_RESULTS
+    assert STARTS["cnn"].metric_prefix == ""
 
 
 @pytest.mark.slow

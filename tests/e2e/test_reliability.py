@@ -17,6 +17,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from helpers import SMALL_PRETRAINING, run_train_net, write_photos
+from tiny_coco import write_tiny_coco
 
 from updetr_d2 import add_updetr_config
 from updetr_d2.checkpoint.run_files import SaveError
@@ -57,11 +58,21 @@ class Run:
         options: config keys and values, and flags.
         count: processes, unless the launcher is "one".
         script: in the place of tools/train_net.py.
+        config: recipe; those of detection name their data in the options.
     """
 
-    def __init__(self, photos, output, *options, launcher="one", count=2, script=ROOT / "tools/train_net.py"):
+    def __init__(
+        self,
+        photos,
+        output,
+        *options,
+        launcher="one",
+        count=2,
+        script=ROOT / "tools/train_net.py",
+        config="pretrain/updetr_r50_imagenet_60ep.yaml",
+    ):
         before, after = (part.format(count=count).split() for part in LAUNCHERS[launcher])
-        config = ROOT / "configs/pretrain/updetr_r50_imagenet_60ep.yaml"
+        config = ROOT / "configs" / config
         flags = [each for each in options if each.startswith("--")]
         command = [sys.executable, *before, str(script), "--config-file", str(config)]
         command += [*after, *flags, "DATASETS.TRAIN", f'("folder:{photos}",)', "OUTPUT_DIR", str(output)]
@@ -107,7 +118,10 @@ def saved_iterations(output):
 
 
 def weights(output):
-    return torch.load(output / "model_final.pth", weights_only=True)["model"]
+    """Of the model and, where there are any, the averaged ones."""
+    saved = torch.load(output / "model_final.pth", weights_only=True)
+    averaged = saved["model_ema"]["model"] if "model_ema" in saved else {}
+    return {**saved["model"], **{f"average of {name}": tensor for name, tensor in averaged.items()}}
 
 
 def assert_same_weights(one, other):
@@ -143,7 +157,7 @@ def does_work(process):
     return not any("resource_tracker" in part for part in process.cmdline())
 
 
-def kill_and_resume(photos, output, *options, launcher, kills, seed):
+def kill_and_resume(photos, output, *options, launcher, kills, seed, **run_options):
     """Kill -9 at random moments, every second time in the middle of writing a checkpoint.
 
     Each run gets as far as a checkpoint of its own before, so that all of them go on from another.
@@ -156,7 +170,7 @@ def kill_and_resume(photos, output, *options, launcher, kills, seed):
     flags = ()
     while killed < kills or not torn:
         newest = max(saved_iterations(output), default=-1)
-        run = Run(photos, output, *options, *flags, launcher=launcher)
+        run = Run(photos, output, *options, *flags, launcher=launcher, **run_options)
         flags = ("--resume",)
         assert run.wait_for_iteration(newest + 1), run.text()[-3000:]
         family = run.family()
@@ -171,7 +185,7 @@ def kill_and_resume(photos, output, *options, launcher, kills, seed):
         assert_gone(family)
         killed += 1
         torn += any(output.glob("*.pth.tmp"))
-    text = Run(photos, output, *options, "--resume", launcher=launcher).finish()
+    text = Run(photos, output, *options, "--resume", launcher=launcher, **run_options).finish()
     assert "Starting training from iteration 0" not in text
     return killed, torn
 
@@ -194,6 +208,46 @@ def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(
     assert_same_weights(tmp_path, uninterrupted())
     assert len(saved_iterations(tmp_path)) == 3  # SOLVER.KEEP_CHECKPOINTS
     assert not any(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("launcher", "kills"), [("one", 2), ("launch", 1)])
+def test_a_killed_mean_teacher_ends_with_the_student_and_the_teacher_of_an_uninterrupted_run(
+    photos, tmp_path, launcher, kills
+):
+    options = (
+        *(
+            "DATASETS.TRAIN",
+            f'("{write_tiny_coco(tmp_path)}",)',
+            "DATASETS.UNLABELED",
+            f'("folder:{photos}",)',
+        ),
+        *("MODEL.DETR.REQUIRE_PRETRAINED_TRANSFORMER", "False", "INPUT.DETR_CROP.RESIZE_SIDES", "(64, 96)"),
+        *(
+            "INPUT.DETR_CROP.CROP_SIDE_RANGE",
+            "(40, 64)",
+            "SOLVER.IMS_PER_BATCH",
+            "2",
+            "SOLVER.EMA.ENABLED",
+            "True",
+        ),
+        *("SOLVER.MEAN_TEACHER.BURN_IN_ITERS", "4", "SOLVER.MEAN_TEACHER.RAMP_ITERS", "9"),
+        # The scores of a fresh model.
+        *("SOLVER.MEAN_TEACHER.SCORE_THRESH", "0.1", "SOLVER.MEAN_TEACHER.UNCERTAIN_SCORE", "0.02"),
+        *("SOLVER.MEAN_TEACHER.CLASS_QUANTILE", "0.5"),
+        *("DATALOADER.NUM_WORKERS", "2", "SOLVER.MAX_ITER", "24", "MODEL.BACKBONE.FREEZE_AT", "5"),
+    )
+    config = "custom/updetr_r50_finetune.yaml"
+    calm = Run(photos, tmp_path / "calm", *options, launcher=launcher, config=config)
+    calm.finish()
+    killed, torn = kill_and_resume(
+        photos, tmp_path / "killed", *options, launcher=launcher, kills=kills, seed=5, config=config
+    )
+    print(f"survived {killed} kills, {torn} of them while a checkpoint was written")
+    assert killed >= kills
+    assert_same_weights(calm.output, tmp_path / "killed")
+    assert any(name.startswith("average of ") for name in weights(calm.output))
+    assert logged(calm.output)["pseudo_boxes"] > 0
 
 
 @pytest.mark.long

@@ -7,7 +7,10 @@ import torch
 from torch.nn import functional as F
 
 from updetr_d2.modeling import losses
-from updetr_d2.modeling.loss_terms import FocalClassLoss, SoftmaxClassLoss
+from updetr_d2.modeling.loss_terms import FocalClassLoss, SoftmaxClassLoss, untaught_queries
+from updetr_d2.modeling.matcher import Matches
+from updetr_d2.modeling.outputs import Outputs
+from updetr_d2.modeling.targets import BatchTargets
 
 
 def test_classification_is_a_weighted_mean_within_each_layer():
@@ -65,3 +68,63 @@ def test_cardinality_error_by_hand():
 def test_a_sigmoid_above_one_half_is_a_predicted_object():
     logits = torch.tensor([[[-1.0, 0.5], [-1.0, -2.0], [3.0, 3.0]]])
     assert FocalClassLoss(num_classes=2).num_predicted(logits).tolist() == [2]
+
+
+def test_untaught_queries_do_not_count():
+    torch.manual_seed(0)
+    logits, classes = torch.randn(2, 3, 5, 4), torch.randint(4, (2, 3, 5))
+    untaught = torch.rand(2, 3, 5) < 0.4
+    weights = torch.tensor([1.0, 1.0, 1.0, 0.1])
+    ignored = classes.masked_fill(untaught, -100)
+    expected = [
+        F.cross_entropy(logits[i].flatten(0, 1), ignored[i].flatten(), weight=weights) for i in range(2)
+    ]
+    found = losses.classification_loss(logits, classes, weights, untaught)
+    torch.testing.assert_close(found, torch.stack(expected))
+    assert losses.classification_loss(logits, classes, weights, untaught | True).tolist() == [0, 0]
+
+    def alone(layer, image, query):
+        at = (slice(layer, layer + 1), slice(image, image + 1), slice(query, query + 1))
+        return losses.sigmoid_focal_loss(logits[at], classes[at], 7)
+
+    found = losses.sigmoid_focal_loss(logits, classes, 7, untaught=untaught)
+    for layer in range(2):
+        taught = (~untaught[layer]).nonzero().tolist()
+        assert float(found[layer]) == pytest.approx(float(sum(alone(layer, *at) for at in taught)), rel=1e-5)
+
+
+class TestUntaughtQueries:
+    """Two images, four queries each; query 0 of the first is matched with its only target."""
+
+    boxes = torch.tensor(
+        [
+            [[0.2, 0.2, 0.2, 0.2], [0.22, 0.2, 0.2, 0.2], [0.7, 0.7, 0.2, 0.2], [0.5, 0.9, 0.1, 0.1]],
+            [[0.2, 0.2, 0.2, 0.2], [0.7, 0.7, 0.2, 0.2], [0.76, 0.7, 0.2, 0.2], [0.85, 0.7, 0.2, 0.2]],
+        ]
+    )[None]
+
+    def untaught(self, **options):
+        targets = BatchTargets(
+            labels=torch.zeros(2, 1, dtype=torch.int64),
+            boxes=torch.tensor([[[0.2, 0.2, 0.2, 0.2]], [[0.5, 0.5, 1.0, 1.0]]]),
+            counts=[1, 0],
+            **options,
+        )
+        zero = torch.zeros(1, dtype=torch.int64)
+        outputs = Outputs(torch.zeros(1, 2, 4, 3), self.boxes)
+        found = untaught_queries(outputs, targets, Matches(zero, zero, zero, zero))
+        return None if found is None else found[0].int().tolist()
+
+    def test_all_queries_are_taught_by_default(self):
+        assert self.untaught() is None
+
+    def test_queries_on_uncertain_boxes(self):
+        nothing = [0.0, 0, 0, 0]
+        uncertain = torch.tensor([[[0.2, 0.2, 0.2, 0.2], nothing], [[0.7, 0.7, 0.2, 0.2], nothing]])
+        # Of the second image, the third query has an IoU of 0.54, the last one of 0.14.
+        assert self.untaught(uncertain=uncertain) == [[0, 1, 0, 0], [0, 1, 1, 0]]
+        assert self.untaught(uncertain=torch.zeros(2, 0, 4)) == [[0] * 4, [0] * 4]
+
+    def test_drop_loss(self):
+        # The second image has no target, so nothing there is known to be background.
+        assert self.untaught(drop_iou=0.01) == [[0, 0, 1, 1], [1, 1, 1, 1]]

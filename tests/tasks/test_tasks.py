@@ -42,6 +42,7 @@ def test_tabs_of_the_demo_page():
         "panoptic": ("detection", "panoptic"),
         "pretraining": ("patches",),
         "oneshot": ("one_shot",),
+        "semi_supervised_detection": ("detection",),
     }
 
 

@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 # Where Detectron2's R-CNNs keep the stages of a CNN: all in an FPN, or the last one in the box head (C4).
 _RCNN_CNN_PREFIXES = ("backbone.bottom_up.", "roi_heads.")
 
+# Entry of a checkpoint: averaged weights as ``model``, with the names of the entry "model".
+EMA = "model_ema"
+
 
 class UPDETRCheckpointer(DetectionCheckpointer):
     """Saves beside the weights what kind of model has them, and loads weights without running code.
@@ -32,11 +35,13 @@ class UPDETRCheckpointer(DetectionCheckpointer):
         loaded_keys: names of the tensors taken from the last file.
         resumed_from: the checkpoint of this run that it goes on from; None if it starts.
         run: what each checkpoint says of its run (:func:`.resuming.describe_run`), for a later resume.
+        averaged: take averaged weights (EMA) where a file has them; a run that goes on takes both in any case.
     """
 
     loaded_keys: frozenset[str] | set[str] = frozenset()
     resumed_from: str | None = None
     run: dict | None = None
+    averaged: bool = False
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write a checkpoint, then the file that names it as the last one; both whole or not at all.
@@ -144,6 +149,9 @@ class UPDETRCheckpointer(DetectionCheckpointer):
                 f"{self.resumed_from} is of a run of {kind}, --resume cannot go on with {ours}: choose another "
                 "OUTPUT_DIR, or start again without --resume."
             )
+        if self.averaged and not self._continues_training and EMA in checkpoint:
+            checkpoint["model"] = averaged_weights(checkpoint, path=self._path)
+            logger.info("The averaged weights (EMA) are taken; MODEL.EMA_WEIGHTS False takes the raw ones.")
         names = set(self.model.state_dict())
         weights = checkpoint["model"] = place_cnn(checkpoint["model"], names)
         if self.resumed_from:
@@ -158,6 +166,10 @@ class UPDETRCheckpointer(DetectionCheckpointer):
         incompatible = super()._load_model(checkpoint)
         self._log_loaded(left_out, incompatible)
         return incompatible
+
+    @property
+    def _continues_training(self) -> bool:
+        return self.resumed_from is not None and "trainer" in self.checkpointables
 
     def _convert_ndarray_to_tensor(self, state_dict: dict) -> None:
         super()._convert_ndarray_to_tensor(state_dict)
@@ -180,6 +192,25 @@ class UPDETRCheckpointer(DetectionCheckpointer):
         ]
         headers = ("part", "loaded", "left out", "wrong shape", "not in checkpoint", "not in model")
         logger.info("Tensors taken from the checkpoint:\n%s", tabulate(rows, headers, tablefmt="pipe"))
+
+
+def averaged_weights(checkpoint: dict, *, path: str) -> dict:
+    """State dict of the averaged weights (``SOLVER.EMA``) of a checkpoint.
+
+    Args:
+        checkpoint: what a file holds.
+        path: of the file.
+
+    Raises:
+        CheckpointError: if there are none.
+    """
+    entry = checkpoint.get(EMA)
+    weights = entry.get("model") if isinstance(entry, dict) else None
+    if not isinstance(weights, dict):
+        raise CheckpointError(
+            f"{path} holds no averaged weights ('{EMA}'): take the raw ones, or train with SOLVER.EMA.ENABLED."
+        )
+    return weights
 
 
 def place_cnn(weights: dict, names: set[str]) -> dict:

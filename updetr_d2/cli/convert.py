@@ -14,6 +14,7 @@ import sys
 
 import torch
 
+from updetr_d2.checkpoint.checkpointer import averaged_weights
 from updetr_d2.checkpoint.conversions import SOURCES, ConversionReport, convert, restore
 from updetr_d2.checkpoint.safe_loading import CheckpointError, load_state_file
 from updetr_d2.utils.files import replacing
@@ -26,6 +27,11 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--source", required=True, choices=list(SOURCES), help="layout of the other project")
     parser.add_argument("--reverse", action="store_true", help="convert from ours to the layout of --source")
+    parser.add_argument(
+        "--ema",
+        action="store_true",
+        help="take the averaged weights (SOLVER.EMA) of IN instead of the raw ones",
+    )
     parser.add_argument(
         "input",
         metavar="IN",
@@ -106,7 +112,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         path = packaged_file(args.source) if args.input == "package" else args.input
         transform = restore if args.reverse else convert
-        checkpoint, report = transform(load_state_file(path), source=args.source)
+        checkpoint = load_state_file(path)
+        if args.ema:
+            checkpoint = {**checkpoint, "model": averaged_weights(checkpoint, path=path)}
+        checkpoint, report = transform(checkpoint, source=args.source)
         save(checkpoint, args.output)
     except (CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

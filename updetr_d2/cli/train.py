@@ -56,7 +56,7 @@ def setup(args: Namespace) -> CfgNode:
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="updetr_d2")
     # After the logging has started, so that problems of the data sets are in the log.
     dataset_names = cfg.DATASETS.TEST if args.eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
-    ensure_registered(dataset_names)
+    ensure_registered((*dataset_names, *(() if args.eval_only else cfg.DATASETS.UNLABELED)))
     cfg = task_of(cfg).derive_num_classes(cfg, dataset_names)
     cfg.freeze()
     return cfg
@@ -65,6 +65,7 @@ def setup(args: Namespace) -> CfgNode:
 def evaluate(cfg: CfgNode, resume: bool) -> dict:
     model = UPDETRTrainer.build_model(cfg)
     checkpointer = UPDETRCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    checkpointer.averaged = cfg.MODEL.EMA_WEIGHTS
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     if random := checkpointer.parameters_not_loaded():
         logger.warning(

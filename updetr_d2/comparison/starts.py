@@ -73,7 +73,7 @@ STARTS: dict[str, Start] = {
 }
 
 # Unless the command line names others, those of these that there are data and weights for.
-DEFAULT_STARTS = (BASELINE, "pretrained", "coco")
+DEFAULT_STARTS = (BASELINE, "pretrained", "coco", "teacher")
 
 
 def short_name(config: str) -> str:

@@ -25,6 +25,7 @@ _AT_LEAST_1 = (
     "MODEL.DETR.NHEADS",
     "MODEL.DETR.DEC_LAYERS",
     "MODEL.DETR.DIM_FEEDFORWARD",
+    "MODEL.MATCHER.MAX_PER_TARGET",
     "DATALOADER.MAX_CONSECUTIVE_FAILURES",
     "TEST.ONESHOT.NUM_QUERIES",
 )
@@ -59,7 +60,13 @@ _AT_LEAST_0 = (
     "VIS_PERIOD",
     "INPUT.QUERY_PATCH.EVAL_SEED",
 )
-_FRACTIONS = ("MODEL.DETR.NMS_THRESH", "MODEL.MASK_HEAD.MASK_THRESHOLD", "MODEL.MASK_HEAD.SCORE_THRESHOLD")
+_FRACTIONS = (
+    "MODEL.DETR.NMS_THRESH",
+    "MODEL.DEFORMABLE.PROPOSAL_NMS_THRESH",
+    "MODEL.DEFORMABLE.CENTER_RADIUS",
+    "MODEL.MASK_HEAD.MASK_THRESHOLD",
+    "MODEL.MASK_HEAD.SCORE_THRESHOLD",
+)
 _POSITIVE = ("SOLVER.BASE_LR", "SOLVER.GAMMA", "MODEL.MASK_HEAD.FEATURE_SCALE")
 _LR_SCHEDULERS = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")  # Detectron2's
 _CLIP_TYPES = ("full_model", "norm", "value")
@@ -138,6 +145,8 @@ def _check_solver(solver: CfgNode) -> None:
         all(a < b for a, b in pairwise(solver.STEPS)),
         f"SOLVER.STEPS is {tuple(solver.STEPS)}; the iterations must be ascending.",
     )
+    decay = solver.EMA.DECAY
+    _check(0 <= decay < 1, f"SOLVER.EMA.DECAY is {decay}; it must be in [0, 1).")
     clip = solver.CLIP_GRADIENTS
     if clip.ENABLED:
         _check_choice("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", clip.CLIP_TYPE, _CLIP_TYPES)

@@ -52,6 +52,28 @@ def _add_input_config(cfg: CN) -> None:
     # Range (px) that both sides of the crop are drawn from.
     cfg.INPUT.DETR_CROP.CROP_SIDE_RANGE = (384, 600)
 
+    # --- Strong view of unlabeled images (mean teacher); crops and sizes are those of labeled images ---
+    cfg.INPUT.STRONG_VIEW = CN()
+    # A further factor on the size is drawn from this range.
+    cfg.INPUT.STRONG_VIEW.SCALE_RANGE = (0.7, 1.0)
+    # As in INPUT.QUERY_PATCH.
+    cfg.INPUT.STRONG_VIEW.COLOR_JITTER_PROB = 0.8
+    cfg.INPUT.STRONG_VIEW.BRIGHTNESS = 0.4
+    cfg.INPUT.STRONG_VIEW.CONTRAST = 0.4
+    cfg.INPUT.STRONG_VIEW.SATURATION = 0.4
+    cfg.INPUT.STRONG_VIEW.HUE = 0.1
+    cfg.INPUT.STRONG_VIEW.GRAYSCALE_PROB = 0.2
+    cfg.INPUT.STRONG_VIEW.BLUR_PROB = 0.5
+    cfg.INPUT.STRONG_VIEW.BLUR_SIGMA = (0.1, 2.0)
+    # Rectangles that may be erased, the probability of each, and the range of their areas as shares of the image.
+    cfg.INPUT.STRONG_VIEW.ERASE_COUNT = 3
+    cfg.INPUT.STRONG_VIEW.ERASE_PROB = 0.4
+    cfg.INPUT.STRONG_VIEW.ERASE_AREA = (0.02, 0.15)
+
+    # Images without labels that a mean teacher labels for the training of a detector, beside DATASETS.TRAIN:
+    # "folder:DIR" or any other name of a data set (docs/MEAN_TEACHER.md). () trains on labels alone.
+    cfg.DATASETS.UNLABELED = ()
+
     # Training stops when this many different images in a row cannot be used.
     cfg.DATALOADER.MAX_CONSECUTIVE_FAILURES = 100
     # How often a file is read again after an error of the file system that may pass, such as a network file
@@ -90,6 +112,10 @@ def _add_oneshot_config(cfg: CN) -> None:
 
 
 def _add_model_config(cfg: CN) -> None:
+    # Of checkpoints in MODEL.WEIGHTS (with --resume, too, for --eval-only) that hold averaged weights, SOLVER.EMA,
+    # take these; False takes the raw ones.
+    cfg.MODEL.EMA_WEIGHTS = True
+
     # Run CNN and transformer in training through torch.compile (minutes at the start; needs a C++ compiler).
     cfg.MODEL.COMPILE = False
 
@@ -140,6 +166,11 @@ def _add_model_config(cfg: CN) -> None:
     cfg.MODEL.DEFORMABLE.MIXED_SELECTION = False
     # The loss of a layer's boxes reaches the layer before (DINO).
     cfg.MODEL.DEFORMABLE.LOOK_FORWARD_TWICE = False
+    # Of proposals with a larger IoU only the best becomes a query; 1 takes all.
+    cfg.MODEL.DEFORMABLE.PROPOSAL_NMS_THRESH = 1.0
+    # All tokens in the middle of an object, of this share of its sides, learn to propose it: a dense signal for
+    # few labels. 0 matches proposals as queries are.
+    cfg.MODEL.DEFORMABLE.CENTER_RADIUS = 0.0
 
     # --- Contrastive denoising (DINO, Section 3.3), for two stages and focal loss ---
     cfg.MODEL.DENOISING = CN()
@@ -174,6 +205,10 @@ def _add_model_config(cfg: CN) -> None:
     cfg.MODEL.MATCHER.COST_CLASS = 1.0
     cfg.MODEL.MATCHER.COST_BBOX = 5.0
     cfg.MODEL.MATCHER.COST_GIOU = 2.0
+    # Of IoUMatcher: a query learns the object that its box overlaps at least so much, ...
+    cfg.MODEL.MATCHER.IOU_THRESH = 0.6
+    # ... at most so many queries for each object.
+    cfg.MODEL.MATCHER.MAX_PER_TARGET = 4
 
     cfg.MODEL.CRITERION = CN()
     cfg.MODEL.CRITERION.NAME = "SetCriterion"
@@ -252,6 +287,39 @@ def _add_solver_config(cfg: CN) -> None:
     cfg.SOLVER.SLOW_MULTIPLIER = 0.1
     # Autocast type under SOLVER.AMP.ENABLED: "bfloat16" or "float16" (with loss scaling, CUDA only).
     cfg.SOLVER.AMP.DTYPE = "bfloat16"
+
+    # --- Exponential moving average (EMA) of the weights, evaluated beside them as "ema/..." ---
+    cfg.SOLVER.EMA = CN()
+    cfg.SOLVER.EMA.ENABLED = False
+    # Share of the average that each step keeps, in [0, 1).
+    cfg.SOLVER.EMA.DECAY = 0.999
+    # Keep at most (1 + t) / (10 + t) in step t, so that the average of a short run holds no early weights.
+    cfg.SOLVER.EMA.WARMUP = True
+
+    # --- Mean teacher (DATASETS.UNLABELED; needs SOLVER.EMA, whose average is the teacher) ---
+    cfg.SOLVER.MEAN_TEACHER = CN()
+    # Unlabeled images of a batch for each labeled one; SOLVER.IMS_PER_BATCH counts the labeled ones.
+    cfg.SOLVER.MEAN_TEACHER.UNLABELED_RATIO = 4
+    # Iterations on labeled images alone, and those over which the weight of the others then rises to WEIGHT.
+    cfg.SOLVER.MEAN_TEACHER.BURN_IN_ITERS = 1000
+    cfg.SOLVER.MEAN_TEACHER.RAMP_ITERS = 1000
+    # Weight of the losses of unlabeled images.
+    cfg.SOLVER.MEAN_TEACHER.WEIGHT = 2.0
+    # Score from which a box of the teacher is a label.
+    cfg.SOLVER.MEAN_TEACHER.SCORE_THRESH = 0.4
+    # Quantile of the last scores of a class that is its threshold where that is below SCORE_THRESH; 0 is off.
+    cfg.SOLVER.MEAN_TEACHER.CLASS_QUANTILE = 0.0
+    # Boxes from this score to the threshold are uncertain: the student is not taught "no object" there.
+    cfg.SOLVER.MEAN_TEACHER.UNCERTAIN_SCORE = 0.1
+    # Of the teacher's boxes with a larger IoU, the best is taken.
+    cfg.SOLVER.MEAN_TEACHER.NMS_THRESH = 0.5
+    # DropLoss: "no object" is not taught where a query overlaps no label by more than this IoU; 0 is off.
+    cfg.SOLVER.MEAN_TEACHER.DROP_LOSS_IOU = 0.0
+    # Share of a box that the strong view must show, not cut off and not erased; else the box is uncertain.
+    cfg.SOLVER.MEAN_TEACHER.MIN_VISIBLE = 0.3
+    # After so many iterations without a box, or with boxes of one class only, the log says that the teacher has
+    # collapsed.
+    cfg.SOLVER.MEAN_TEACHER.COLLAPSE_ITERS = 100
 
     # Images that the evaluation of UPDETR draws predictions on, per data set (PNG files and TensorBoard).
     cfg.TEST.VIS_IMAGES = 8

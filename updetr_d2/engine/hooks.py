@@ -8,8 +8,8 @@ from detectron2.utils import comm
 
 from updetr_d2.checkpoint import run_files
 from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
-from updetr_d2.data.loading.build import TrainLoader
 from updetr_d2.data.loading.samples import SkippedFiles
+from updetr_d2.data.loading.state import BatchLoader, furthest_state
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class CheckpointHook(HookBase):
         self.checkpointer.save(name, iteration=self.trainer.iter, data_loader=states)
 
     @staticmethod
-    def restore_data_loader(data_loader: TrainLoader, checkpoint: dict) -> None:
+    def restore_data_loader(data_loader: BatchLoader, checkpoint: dict) -> None:
         """Set the loader of this process to where the checkpoint left it.
 
         With another number of processes the streams cannot be continued exactly: the loader starts at the
@@ -82,8 +82,7 @@ class CheckpointHook(HookBase):
             len(states),
             comm.get_world_size(),
         )
-        furthest = max(state["next_position"] for state in states)
-        data_loader.load_state_dict({**states[0], "next_position": furthest, "pending": []})
+        data_loader.load_state_dict(furthest_state(states))
 
 
 class MetricsWriter(hooks.PeriodicWriter):

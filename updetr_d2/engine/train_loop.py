@@ -3,7 +3,7 @@
 import functools
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from updetr_d2.checkpoint.resuming import optimizer_state
 from updetr_d2.engine.finite_check import FiniteCheck, StepReport
 from updetr_d2.engine.preemption import StopSignals
 from updetr_d2.engine.step_seed import seed_step
+
+# From model, batch and iteration to weighted losses and further scalars.
+TrainingStep = Callable[[nn.Module, list[dict], int], tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]]
 
 
 class TrainLoop(SimpleTrainer):
@@ -30,6 +33,8 @@ class TrainLoop(SimpleTrainer):
         max_grad_norm: bound on the gradient norm of the whole model, None for none.
         finite_check: says what happens when a number is not finite; the default stops.
         stop_signals: the processes agree on them with each step.
+        compute_losses: called with the model, the batch and the iteration; gives the losses and further scalars to
+            log. None calls the model with the batch.
     """
 
     def __init__(
@@ -42,6 +47,7 @@ class TrainLoop(SimpleTrainer):
         max_grad_norm: float | None = None,
         finite_check: FiniteCheck | None = None,
         stop_signals: StopSignals | None = None,
+        compute_losses: TrainingStep | None = None,
     ) -> None:
         super().__init__(model, data_loader, optimizer)
         self.amp_dtype = amp_dtype
@@ -51,6 +57,7 @@ class TrainLoop(SimpleTrainer):
         self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=amp_dtype == torch.float16)
         self.finite_check = finite_check or FiniteCheck()
         self.stop_signals = stop_signals or StopSignals()
+        self.compute_losses = compute_losses or _supervised
 
     def run_step(self) -> None:
         seed_step(self.data_loader.seed, comm.get_rank(), self.iter)
@@ -58,17 +65,21 @@ class TrainLoop(SimpleTrainer):
         batch = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
         error = ""
+        losses: dict[str, torch.Tensor] = {}
+        metrics: dict[str, torch.Tensor] = {}
         try:
             with torch.autocast(self.device_type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
-                losses = self.model(batch)
+                losses, metrics = self.compute_losses(self.model, batch, self.iter)
         except FloatingPointError as problem:  # the matcher cannot work with such numbers
-            error, losses = str(problem), {}
+            error = str(problem)
         # A process without losses has no backward pass, which the others would wait for.
         has_gradient = not any(comm.all_gather(error))
-        metrics = {}
         if has_gradient:
             grad_norm = self.compute_gradient(losses)
-            metrics = {**getattr(self._unwrapped_model(), "training_metrics", {}), "grad_norm": grad_norm}
+            own = getattr(self._unwrapped_model(), "training_metrics", {})
+            metrics = {**own, **metrics, "grad_norm": grad_norm}
+        else:
+            metrics = {}
         reports = self.exchange_reports(batch, losses, metrics, error, data_time)
         passes = self.finite_check.passes(
             reports, batch, self._unwrapped_model(), iteration=self.iter, seed=self.data_loader.seed
@@ -160,6 +171,12 @@ class TrainLoop(SimpleTrainer):
         """Of the optimizer's parameters, in its order."""
         names = {parameter: name for name, parameter in self._unwrapped_model().named_parameters()}
         return [names[parameter] for parameter in self.parameters]
+
+
+def _supervised(
+    model: nn.Module, batch: list[dict], iteration: int
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    return model(batch), {}
 
 
 def write_metrics(reports: list[StepReport], iteration: int) -> None:

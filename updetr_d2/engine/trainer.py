@@ -15,16 +15,18 @@ from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
+from updetr_d2.checkpoint.checkpointer import EMA, UPDETRCheckpointer
 from updetr_d2.checkpoint.resuming import describe_run
+from updetr_d2.config.access import changed
 from updetr_d2.config.build import arguments_as_keys
 from updetr_d2.config.flat import flat_config
 from updetr_d2.config.schedule import derive_schedule
 from updetr_d2.data.datasets.classes import class_names
 from updetr_d2.data.datasets.names import load_dataset_dicts
-from updetr_d2.data.loading.build import TestLoader, build_train_loader
+from updetr_d2.data.loading.build import TestLoader
 from updetr_d2.data.transforms.image_io import UnusableImageError
 from updetr_d2.engine.compilation import compile_parts
+from updetr_d2.engine.ema import EMAHook, WeightAverage
 from updetr_d2.engine.finite_check import FiniteCheck
 from updetr_d2.engine.hooks import CheckpointHook, MetricsWriter, SkippedFilesReport
 from updetr_d2.engine.optimizer import build_optimizer, full_model_clip_norm
@@ -34,6 +36,9 @@ from updetr_d2.modeling.fast.optimize import optimize_frozen
 from updetr_d2.tasks import build_evaluator, build_test_loader, task_of
 
 logger = logging.getLogger(__name__)
+
+# Before the names of the results of the averaged weights, and the folder in OUTPUT_DIR of their files.
+EMA_RESULTS = "ema"
 
 
 class UPDETRTrainer(DefaultTrainer):
@@ -57,14 +62,12 @@ class UPDETRTrainer(DefaultTrainer):
         cfg = derive_schedule(cfg, len(dataset_dicts))
 
         model = self.build_model(cfg)
+        self.average = build_average(cfg, model)
         if cfg.MODEL.COMPILE:
             compile_parts(model)
         optimizer = self.build_optimizer(cfg, model)
-        data_loader = build_train_loader(
-            cfg,
-            mapper=task.build_mapper(cfg, is_train=True, dataset_dicts=dataset_dicts),
-            dataset_dicts=dataset_dicts,
-        )
+        data_loader = task.build_train_loader(cfg, dataset_dicts)
+        self.training_step = task.build_training_step(cfg, self.average.model if self.average else None)
         model = distribute(model)
         self.stop_signals = StopSignals()
         self._trainer = TrainLoop(
@@ -75,9 +78,15 @@ class UPDETRTrainer(DefaultTrainer):
             max_grad_norm=full_model_clip_norm(cfg),
             finite_check=FiniteCheck(output_dir=cfg.OUTPUT_DIR, max_skipped=cfg.SOLVER.SKIP_NONFINITE_STEPS),
             stop_signals=self.stop_signals,
+            compute_losses=self.training_step,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = UPDETRCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer.averaged = cfg.MODEL.EMA_WEIGHTS
+        if self.average is not None:
+            self.checkpointer.add_checkpointable(EMA, self.average)
+        if hasattr(self.training_step, "state_dict"):
+            self.checkpointer.add_checkpointable("training_step", self.training_step)
         classes = class_names(cfg.DATASETS.TRAIN[0]) if task.num_classes_key(cfg) else ()
         self.checkpointer.run = describe_run(flat_config(cfg), classes)
         self.start_iter = 0
@@ -108,6 +117,8 @@ class UPDETRTrainer(DefaultTrainer):
 
         def evaluate() -> dict:
             self._last_eval_results = self.test(cfg, self.model)
+            if self.average is not None:
+                self._last_eval_results[EMA_RESULTS] = self.test(averaged_config(cfg), self.average.model)
             return self._last_eval_results
 
         checkpoints = CheckpointHook(
@@ -116,6 +127,7 @@ class UPDETRTrainer(DefaultTrainer):
         return [
             hooks.IterationTimer(),
             hooks.LRScheduler(),
+            EMAHook(self.average) if self.average is not None else None,
             checkpoints,
             PreemptionHook(self.stop_signals, checkpoints),
             # After the checkpoint, so that a failing evaluation loses no training.
@@ -159,7 +171,25 @@ class UPDETRTrainer(DefaultTrainer):
             CheckpointHook.restore_data_loader(self.data_loader, extra)
         else:
             check_pretrained(self.cfg, self.checkpointer)
+        if self.average is not None and self.average.num_updates is None:
+            if self.checkpointer.resumed_from:
+                logger.warning(
+                    "SOLVER.EMA: %s holds no average of the weights; it starts with the weights.",
+                    self.checkpointer.resumed_from,
+                )
+            self.average.start(self.checkpointer.model)
         save_config(self.cfg)
+
+
+def build_average(cfg: CfgNode, model: nn.Module) -> WeightAverage | None:
+    """The average of ``SOLVER.EMA``, None if it is off."""
+    ema = cfg.SOLVER.EMA
+    return WeightAverage(model, decay=ema.DECAY, warmup=ema.WARMUP) if ema.ENABLED else None
+
+
+def averaged_config(cfg: CfgNode) -> CfgNode:
+    """The config by which the averaged weights are evaluated: their files have a folder of their own."""
+    return changed(cfg, ["OUTPUT_DIR", os.path.join(cfg.OUTPUT_DIR, EMA_RESULTS)])
 
 
 def amp_dtype(cfg: CfgNode) -> torch.dtype | None:

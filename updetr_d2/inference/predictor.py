@@ -81,6 +81,7 @@ def load_trained_model(cfg: CfgNode) -> nn.Module:
         raise ValueError("MODEL.WEIGHTS is empty; add MODEL.WEIGHTS and the checkpoint of a trained model.")
     model = optimize_frozen(build_model(cfg)).eval()
     checkpointer = UPDETRCheckpointer(model)
+    checkpointer.averaged = cfg.MODEL.EMA_WEIGHTS
     checkpointer.load(cfg.MODEL.WEIGHTS)
     if missing := checkpointer.parameters_not_loaded():
         raise ValueError(

@@ -51,6 +51,28 @@ def generalized_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor
     return iou - (enclosing - union) / enclosing.clamp(min=eps)
 
 
+def pairwise_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """IoU of all pairs of corner boxes.
+
+    Args:
+        boxes1: ``[..., N, 4]`` XYXY.
+        boxes2: ``[..., T, 4]`` XYXY; leading dimensions broadcast.
+
+    Returns:
+        ``[..., N, T]`` in [0, 1], 0 for boxes without area.
+    """
+    boxes1, boxes2 = boxes1[..., :, None, :], boxes2[..., None, :, :]
+    corners = torch.cat(
+        (
+            torch.maximum(boxes1[..., :2], boxes2[..., :2]),
+            torch.minimum(boxes1[..., 2:], boxes2[..., 2:]),
+        ),
+        dim=-1,
+    )
+    intersection = _area(corners)
+    return intersection / (_area(boxes1) + _area(boxes2) - intersection).clamp(min=1e-7)
+
+
 def _area(boxes: Tensor) -> Tensor:
     width, height = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).unbind(dim=-1)
     return width * height

@@ -158,7 +158,9 @@ class SetCriterion(nn.Module):
         if auxiliary.class_agnostic:
             targets = dataclasses.replace(targets, labels=torch.zeros_like(targets.labels))
         outputs, matches = auxiliary.outputs, auxiliary.matches
-        if matches is None:
+        if matches is None and auxiliary.assign is not None:
+            matches = auxiliary.assign(targets)
+        elif matches is None:
             matches = self.matcher(outputs.logits, outputs.boxes, targets)
         return self._weighted_losses(outputs, targets, matches, num_boxes * auxiliary.num_copies, suffix)
 

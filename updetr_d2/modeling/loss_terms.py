@@ -7,11 +7,16 @@ layer alone [1]. Terms compute in float32 whatever the autocast. The formulas ar
 
 import torch
 from torch import Tensor, nn
+from torchvision.ops import box_iou
 
 from updetr_d2.modeling import losses, mask_losses
+from updetr_d2.modeling.box_ops import cxcywh_to_xyxy
 from updetr_d2.modeling.matcher import Matches
 from updetr_d2.modeling.outputs import Outputs
 from updetr_d2.modeling.targets import BatchTargets
+
+# From this IoU with an uncertain box on, a query is taken to show the same thing.
+_UNCERTAIN_IOU = 0.5
 
 
 class LossTerm(nn.Module):
@@ -48,6 +53,31 @@ def matched_classes(logits: Tensor, targets: BatchTargets, matches: Matches, *, 
     return classes
 
 
+def untaught_queries(outputs: Outputs, targets: BatchTargets, matches: Matches) -> Tensor | None:
+    """Queries without a target that are not taught "no object", as nobody knows what is there.
+
+    Returns:
+        bool ``[L, B, N]``, True for those whose box has an IoU of at least 0.5 with one of ``targets.uncertain``,
+        or of at most ``targets.drop_iou`` with every target; None if all are taught.
+    """
+    if targets.uncertain is None and not targets.drop_iou:
+        return None
+    num_layers, num_images, num_queries = outputs.boxes.shape[:3]
+    boxes = cxcywh_to_xyxy(outputs.boxes.detach().float())
+    untaught = torch.zeros(num_layers, num_images, num_queries, dtype=torch.bool, device=boxes.device)
+    for image, count in enumerate(targets.counts):
+        own = boxes[:, image].flatten(0, 1)
+        if targets.uncertain is not None and targets.uncertain.shape[1]:
+            iou = box_iou(own, cxcywh_to_xyxy(targets.uncertain[image])).amax(dim=1)
+            untaught[:, image] |= (iou >= _UNCERTAIN_IOU).view(num_layers, num_queries)
+        if targets.drop_iou:
+            iou = box_iou(own, cxcywh_to_xyxy(targets.boxes[image, :count]))
+            far = (iou <= targets.drop_iou).all(dim=1)
+            untaught[:, image] |= far.view(num_layers, num_queries)
+    untaught[matches.layer, matches.image, matches.query] = False
+    return untaught
+
+
 class SoftmaxClassLoss(LossTerm):
     """Cross-entropy with a "no object" class (DETR).
 
@@ -71,7 +101,8 @@ class SoftmaxClassLoss(LossTerm):
         with torch.autocast(outputs.logits.device.type, enabled=False):
             logits = outputs.logits.float()
             classes = matched_classes(logits, targets, matches, no_object=self.num_classes)
-            return {"loss_ce": losses.classification_loss(logits, classes, self.class_weights)}
+            untaught = untaught_queries(outputs, targets, matches)
+            return {"loss_ce": losses.classification_loss(logits, classes, self.class_weights, untaught)}
 
     def num_predicted(self, logits: Tensor) -> Tensor:
         return (logits.argmax(dim=-1) != self.num_classes).sum(dim=1)
@@ -97,7 +128,14 @@ class FocalClassLoss(LossTerm):
         with torch.autocast(outputs.logits.device.type, enabled=False):
             logits = outputs.logits.float()
             classes = matched_classes(logits, targets, matches, no_object=self.num_classes)
-            values = losses.sigmoid_focal_loss(logits, classes, num_boxes, alpha=self.alpha, gamma=self.gamma)
+            values = losses.sigmoid_focal_loss(
+                logits,
+                classes,
+                num_boxes,
+                alpha=self.alpha,
+                gamma=self.gamma,
+                untaught=untaught_queries(outputs, targets, matches),
+            )
             return {"loss_ce": values}
 
     def num_predicted(self, logits: Tensor) -> Tensor:

@@ -16,13 +16,16 @@ def sum_per_layer(values: Tensor, layer: Tensor, num_layers: int) -> Tensor:
     return values.new_zeros(num_layers).index_add(0, layer, values)
 
 
-def classification_loss(logits: Tensor, target_classes: Tensor, class_weights: Tensor) -> Tensor:
+def classification_loss(
+    logits: Tensor, target_classes: Tensor, class_weights: Tensor, untaught: Tensor | None = None
+) -> Tensor:
     """Cross-entropy over all queries, a weighted mean in each layer (DETR, Equation 2).
 
     Args:
         logits: float32 ``[L, B, N, K+1]``.
         target_classes: int64 ``[L, B, N]`` in [0, K]; K is "no object".
         class_weights: ``[K+1]``.
+        untaught: bool ``[L, B, N]``, True for queries that do not count; None if all do.
 
     Returns:
         ``[L]``
@@ -32,7 +35,12 @@ def classification_loss(logits: Tensor, target_classes: Tensor, class_weights: T
         logits.flatten(0, 2), target_classes.flatten(), weight=class_weights, reduction="none"
     )
     weights = class_weights[target_classes].reshape(num_layers, -1)
-    return losses.reshape(num_layers, -1).sum(dim=1) / weights.sum(dim=1)
+    losses = losses.reshape(num_layers, -1)
+    if untaught is None:
+        return losses.sum(dim=1) / weights.sum(dim=1)
+    taught = ~untaught.reshape(num_layers, -1)
+    total = (weights * taught).sum(dim=1).clamp(min=torch.finfo(weights.dtype).tiny)
+    return (losses * taught).sum(dim=1) / total
 
 
 def sigmoid_focal_loss(
@@ -42,6 +50,7 @@ def sigmoid_focal_loss(
     *,
     alpha: float = 0.25,
     gamma: float = 2.0,
+    untaught: Tensor | None = None,
 ) -> Tensor:
     """Focal loss of K independent classes (Lin et al., ICCV 2017), summed in each layer, per matched box.
 
@@ -51,6 +60,7 @@ def sigmoid_focal_loss(
         num_boxes: what the sum is divided by, a number or a tensor ``[]``.
         alpha: weight of positives; that of negatives is 1 − alpha.
         gamma: the larger, the less easy examples count.
+        untaught: bool ``[L, B, N]``, True for queries that do not count; None if all do.
 
     Returns:
         float32 ``[L]``
@@ -59,6 +69,8 @@ def sigmoid_focal_loss(
     classes = torch.arange(logits.shape[-1], device=logits.device)
     targets = (target_classes[..., None] == classes).to(logits.dtype)
     losses = ops.sigmoid_focal_loss(logits, targets, alpha=alpha, gamma=gamma, reduction="none")
+    if untaught is not None:
+        losses = losses.masked_fill(untaught[..., None], 0.0)
     return losses.flatten(1).sum(dim=1) / num_boxes
 
 

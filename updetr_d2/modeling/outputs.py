@@ -4,12 +4,14 @@
 """
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from updetr_d2.modeling.matcher import Matches
+from updetr_d2.modeling.targets import BatchTargets
 
 
 class LazyTensor(Protocol):
@@ -76,12 +78,14 @@ class AuxiliaryOutputs:
 
     Attributes:
         outputs: the predictions.
-        matches: their pairs with the targets; None to match them.
+        matches: their pairs with the targets; None to find them.
+        assign: finds the pairs instead of the criterion's matcher.
         class_agnostic: whether all targets count as class 0.
         num_copies: how often each target occurs in ``matches``, which the losses are divided by.
     """
 
     outputs: Outputs
     matches: Matches | None = None
+    assign: Callable[[BatchTargets], Matches] | None = None
     class_agnostic: bool = False
     num_copies: int = 1

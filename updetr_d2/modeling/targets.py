@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 import torch
-from detectron2.structures import BitMasks, Instances
+from detectron2.structures import BitMasks, Boxes, Instances
 from torch import Tensor
 
 from updetr_d2.modeling.box_ops import xyxy_to_cxcywh
@@ -20,6 +20,10 @@ class BatchTargets:
         masks: bool ``[B, T, H, W]`` of the padded images, False on padding, or None.
         features: ``[B, T, D]`` features to reconstruct, or None.
         group_size: G if target j may be matched by the queries j·G to (j + 1)·G − 1 only; None for any query.
+        uncertain: float32 ``[B, U, 4]``, boxes (as ``boxes``) of which nobody knows whether they are objects:
+            queries there are not taught "no object". Padding has size 0. None for none.
+        drop_iou: queries whose boxes overlap every target by at most this are not taught "no object" either
+            (DropLoss of CutLER, arXiv 2301.11320); 0 teaches them.
         extra: what a task of its own learns beside them ``[B, T, *]``, by name.
     """
 
@@ -29,6 +33,8 @@ class BatchTargets:
     masks: Tensor | None = None
     features: Tensor | None = None
     group_size: int | None = None
+    uncertain: Tensor | None = None
+    drop_iou: float = 0.0
     extra: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -48,6 +54,24 @@ class BatchTargets:
             boxes=boxes.to(device, non_blocking=True),
             counts=counts,
         )
+
+
+def pad_boxes(boxes: list[Boxes], sizes: list[tuple[int, int]], device: torch.device) -> Tensor:
+    """Boxes of B images, for ``BatchTargets.uncertain``.
+
+    Args:
+        boxes: XYXY in px, on the host.
+        sizes: (height, width) of the images.
+        device: where the result is.
+
+    Returns:
+        float32 ``[B, U, 4]``, (cx, cy, w, h) as fractions of the image, U the largest number; 0 on padding.
+    """
+    padded = torch.zeros(len(boxes), max(map(len, boxes), default=0), 4)
+    for row, image_boxes, (height, width) in zip(padded, boxes, sizes):
+        scale = torch.tensor([width, height, width, height], dtype=torch.float32)
+        row[: len(image_boxes)] = xyxy_to_cxcywh(image_boxes.tensor.float() / scale)
+    return padded.to(device, non_blocking=True)
 
 
 def pad_masks(masks: list[BitMasks], size: tuple[int, int], device: torch.device) -> Tensor:

@@ -18,11 +18,13 @@ from detectron2.engine import HookBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, PanopticFPN
 from detectron2.utils.registry import Registry
+from torch import nn
 
 from updetr_d2.config.checks import check_common_config, check_registered
 from updetr_d2.data.datasets.classes import check_class_ids, derive_num_classes
 from updetr_d2.data.datasets.names import DatasetDicts
-from updetr_d2.data.loading.build import load_test_set, load_training_set
+from updetr_d2.data.loading.build import build_train_loader, load_test_set, load_training_set
+from updetr_d2.data.loading.state import BatchLoader
 from updetr_d2.evaluation.build import build_dataset_evaluator
 from updetr_d2.tasks.findings import Findings, PredictedClasses, draw_classes
 
@@ -55,9 +57,11 @@ class Task:
     Attributes:
         name: in ``TASKS`` and in ``task`` of meta-architectures.
         tabs: of the demo page that can show such a model.
+        with_unlabeled: name of the task that trains with ``DATASETS.UNLABELED`` as well, "" if there is none.
     """
 
     name: str = ""
+    with_unlabeled: str = ""
     tabs: tuple[str, ...] = ("detection",)
 
     # --- Config ---
@@ -125,7 +129,28 @@ class Task:
         """
         return DatasetMapper(cfg, is_train)
 
+    def build_train_loader(self, cfg: CfgNode, dataset_dicts: DatasetDicts) -> BatchLoader:
+        """The endless batches of this process.
+
+        Args:
+            cfg: of the run.
+            dataset_dicts: as :meth:`training_set` gives them.
+        """
+        mapper = self.build_mapper(cfg, is_train=True, dataset_dicts=dataset_dicts)
+        return build_train_loader(cfg, mapper=mapper, dataset_dicts=dataset_dicts)
+
     # --- Training and evaluation ---
+    def build_training_step(self, cfg: CfgNode, average: nn.Module | None) -> Callable | None:
+        """What gives the losses of a batch, see ``engine.train_loop``; None for the model itself.
+
+        If it has a ``state_dict``, that is part of the checkpoints.
+
+        Args:
+            cfg: of the run.
+            average: the model with the averaged weights, None without ``SOLVER.EMA``.
+        """
+        return None
+
     def training_hooks(self, cfg: CfgNode) -> list[HookBase]:
         """Hooks beside those of every training; they run after the checkpoint and the evaluation."""
         return []
@@ -211,9 +236,17 @@ def task_of(cfg: CfgNode) -> Task:
     """The task of ``MODEL.META_ARCHITECTURE``; one that answers as Detectron2 does if the class names none.
 
     Raises:
-        ValueError: if there is no such meta-architecture, or no such task.
+        ValueError: if there is no such meta-architecture, or no such task, or none for ``DATASETS.UNLABELED``.
     """
-    return task_of_architecture(find_meta_architecture(cfg))
+    task = task_of_architecture(find_meta_architecture(cfg))
+    if not cfg.DATASETS.UNLABELED:
+        return task
+    if not task.with_unlabeled:
+        raise ValueError(
+            f"DATASETS.UNLABELED is {tuple(cfg.DATASETS.UNLABELED)}, but MODEL.META_ARCHITECTURE "
+            f"{cfg.MODEL.META_ARCHITECTURE} has no use for it; use DETR, or set it to ()."
+        )
+    return TASKS.get(task.with_unlabeled)
 
 
 def task_of_architecture(architecture: Callable) -> Task:

@@ -18,6 +18,7 @@ class DetectionTask(Task):
 
     name = "detection"
     tabs: tuple[str, ...] = ("detection",)
+    with_unlabeled = "semi_supervised_detection"
 
     def check_config(self, cfg: CfgNode) -> None:
         super().check_config(cfg)

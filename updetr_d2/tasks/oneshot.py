@@ -24,6 +24,7 @@ class OneShotTask(DetectionTask):
 
     name = "oneshot"
     tabs = ("one_shot",)
+    with_unlabeled = ""
 
     def num_classes_key(self, cfg: CfgNode) -> str | None:
         return None  # the one class is "matches the query"

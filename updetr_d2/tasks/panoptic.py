@@ -17,6 +17,7 @@ class PanopticTask(DetectionTask):
 
     name = "panoptic"
     tabs = ("detection", "panoptic")
+    with_unlabeled = ""
 
     def derive_num_classes(self, cfg: CfgNode, dataset_names: Sequence[str]) -> CfgNode:
         return derive_num_things(super().derive_num_classes(cfg, dataset_names), dataset_names)

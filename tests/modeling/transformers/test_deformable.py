@@ -10,12 +10,8 @@ from torch import nn
 
 from updetr_d2.modeling.transformers import DeformableTransformer
 from updetr_d2.modeling.transformers.base import Queries
-from updetr_d2.modeling.transformers.deformable import best_tokens, with_patches
-from updetr_d2.modeling.transformers.deformable_layers import (
-    flatten_levels,
-    inverse_sigmoid,
-    token_proposals,
-)
+from updetr_d2.modeling.transformers.deformable_layers import flatten_levels, inverse_sigmoid
+from updetr_d2.modeling.transformers.proposals import best_tokens, token_proposals, with_patches
 
 FORMS = {"plain": DEFORMABLE, "refine": REFINE, "two-stage": TWO_STAGE, "dino": DINO}
 every_form = pytest.mark.parametrize("options", FORMS.values(), ids=FORMS)

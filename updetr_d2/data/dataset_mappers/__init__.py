@@ -4,10 +4,12 @@ from updetr_d2.data.dataset_mappers.detection import DETRDatasetMapper
 from updetr_d2.data.dataset_mappers.oneshot import OneShotDatasetMapper
 from updetr_d2.data.dataset_mappers.panoptic import PanopticDETRDatasetMapper
 from updetr_d2.data.dataset_mappers.query_patch import QueryPatchDatasetMapper
+from updetr_d2.data.dataset_mappers.two_views import TwoViewDatasetMapper
 
 __all__ = [
     "DETRDatasetMapper",
     "OneShotDatasetMapper",
     "PanopticDETRDatasetMapper",
     "QueryPatchDatasetMapper",
+    "TwoViewDatasetMapper",
 ]

@@ -62,7 +62,13 @@ def images_per_process(cfg: CfgNode) -> int:
 
 
 def build_train_loader(
-    cfg: CfgNode, *, mapper: Mapper, dataset_dicts: DatasetDicts | None = None
+    cfg: CfgNode,
+    *,
+    mapper: Mapper,
+    dataset_dicts: DatasetDicts | None = None,
+    batch_size: int | None = None,
+    seed: int | None = None,
+    key: str = "DATASETS.TRAIN",
 ) -> "TrainLoader":
     """Build the endless loader of this process's share of each batch.
 
@@ -72,24 +78,31 @@ def build_train_loader(
             ``dataset_dicts``.
         mapper: makes a sample of a dataset dict; a file that it cannot use is replaced by another.
         dataset_dicts: the training set, if it is loaded already.
+        batch_size: images of a batch in this process; None for its share of ``SOLVER.IMS_PER_BATCH``.
+        seed: the same in all processes; None for ``SEED``.
+        key: where the names of the data sets stand, for messages.
 
     Raises:
         ValueError: if the training set is empty or ``SOLVER.IMS_PER_BATCH`` cannot be shared out.
     """
-    batch_size = images_per_process(cfg)
+    if batch_size is None:
+        batch_size = images_per_process(cfg)
     if dataset_dicts is None:
         dataset_dicts = load_training_set(cfg)
+    if seed is None:
+        seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     return TrainLoader(
         _compact(dataset_dicts),
         mapper,
         batch_size=batch_size,
-        seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
+        seed=seed,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         group_by_aspect_ratio=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         max_failures=cfg.DATALOADER.MAX_CONSECUTIVE_FAILURES,
         mixed_shards=cfg.DATALOADER.MIXED_SHARDS,
         retry=RetryPolicy(cfg.DATALOADER.READ_RETRIES, cfg.DATALOADER.READ_RETRY_DELAY),
         pin_memory=_for_gpu(cfg),
+        key=key,
     )
 
 
@@ -142,6 +155,7 @@ class TrainLoader:
         mixed_shards: shards whose images are shuffled together; 0 is all.
         retry: of images that a file system does not give at the moment.
         pin_memory: put the samples where copies to a GPU can run beside its work.
+        key: where the names of the data sets stand, for messages.
 
     Attributes:
         skipped_files: files of the batches so far that could not be used.
@@ -160,9 +174,11 @@ class TrainLoader:
         mixed_shards: int,
         retry: RetryPolicy,
         pin_memory: bool,
+        key: str = "DATASETS.TRAIN",
     ) -> None:
         self.dataset = dataset
         self.mapper = mapper
+        self.key = key
         self.batch_size = batch_size
         self.seed = seed
         self.num_workers = num_workers
@@ -193,12 +209,14 @@ class TrainLoader:
         """Continue from :meth:`state_dict` with the next ``iter()``, which gives exactly the batches after it.
 
         If the number of processes has changed, pass all of them the largest ``next_position`` and nothing
-        ``pending``: each takes its share of the positions from there on.
+        ``pending``: each takes its share of the positions from there on. A state of labeled and unlabeled images
+        gives the place among the labeled ones.
         """
+        state = state.get("labeled", state)
         if state["num_images"] != len(self.dataset):
             logger.warning(
-                "The training set has %d images and had %d when the checkpoint was written: their order changes.",
-                *(len(self.dataset), state["num_images"]),
+                "%s has %d images and had %d when the checkpoint was written: their order changes.",
+                *(self.key, len(self.dataset), state["num_images"]),
             )
         self.seed = state["seed"]
         position = state["next_position"]
@@ -215,7 +233,7 @@ class TrainLoader:
                 name, reason = loaded.skipped[-1]
                 raise RuntimeError(
                     f"{len(loaded.skipped)} different images in a row could not be used, the last one {name} "
-                    f"({reason}): check DATASETS.TRAIN or raise DATALOADER.MAX_CONSECUTIVE_FAILURES."
+                    f"({reason}): check {self.key} or raise DATALOADER.MAX_CONSECUTIVE_FAILURES."
                 )
             if loaded.position not in replayed:
                 self._pending.append(loaded.position)

@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 from detectron2.config import CfgNode, configurable
 
+from updetr_d2.config.access import get_value
+
 # OpenCV rounds to the nearest integer; with this offset it rounds down, as torchvision does, but keeps integers.
 _ROUND_DOWN = -0.499
 
@@ -67,6 +69,7 @@ class PatchAugmentation:
         grayscale_prob: probability of grayscale.
         blur_prob: probability of the blur.
         blur_sigma: range (px) that the blur's standard deviation is drawn from uniformly.
+        key: group of config keys that the values come from.
     """
 
     @configurable
@@ -81,24 +84,23 @@ class PatchAugmentation:
         grayscale_prob: float,
         blur_prob: float,
         blur_sigma: tuple[float, float],
+        key: str = "INPUT.QUERY_PATCH",
     ) -> None:
         probabilities = {
             "COLOR_JITTER_PROB": jitter_prob,
             "GRAYSCALE_PROB": grayscale_prob,
             "BLUR_PROB": blur_prob,
         }
-        for key, value in probabilities.items():
+        for name, value in probabilities.items():
             if not 0 <= value <= 1:
-                raise ValueError(f"INPUT.QUERY_PATCH.{key} = {value} is no probability: use 0 ... 1.")
+                raise ValueError(f"{key}.{name} = {value} is no probability: use 0 ... 1.")
         strengths = {"BRIGHTNESS": brightness, "CONTRAST": contrast, "SATURATION": saturation, "HUE": hue}
-        for key, value in strengths.items():
-            if value < 0 or (key == "HUE" and value > 0.5):
-                raise ValueError(
-                    f"INPUT.QUERY_PATCH.{key} = {value} is out of range: use 0 or more, for HUE 0 ... 0.5."
-                )
+        for name, value in strengths.items():
+            if value < 0 or (name == "HUE" and value > 0.5):
+                raise ValueError(f"{key}.{name} = {value} is out of range: use 0 or more, for HUE 0 ... 0.5.")
         if len(blur_sigma) != 2 or not 0 < blur_sigma[0] <= blur_sigma[1]:
             raise ValueError(
-                f"INPUT.QUERY_PATCH.BLUR_SIGMA = {blur_sigma} is no range: use (low, high) in px with 0 < low."
+                f"{key}.BLUR_SIGMA = {blur_sigma} is no range: use (low, high) in px with 0 < low."
             )
         self.jitter_prob = jitter_prob
         self.grayscale_prob = grayscale_prob
@@ -112,9 +114,10 @@ class PatchAugmentation:
         )
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict:
-        patch = cfg.INPUT.QUERY_PATCH
+    def from_config(cls, cfg: CfgNode, key: str = "INPUT.QUERY_PATCH") -> dict:
+        patch = get_value(cfg, key)
         return {
+            "key": key,
             "jitter_prob": patch.COLOR_JITTER_PROB,
             "brightness": patch.BRIGHTNESS,
             "contrast": patch.CONTRAST,

@@ -14,7 +14,7 @@ from updetr_d2.modeling.backbone import build_backbone
 from updetr_d2.modeling.criterion import build_criterion
 from updetr_d2.modeling.outputs import Outputs
 from updetr_d2.modeling.postprocessing import detector_postprocess
-from updetr_d2.modeling.targets import BatchTargets
+from updetr_d2.modeling.targets import BatchTargets, pad_boxes
 from updetr_d2.modeling.transformers.base import (
     Decoded,
     DetectionTransformer,
@@ -266,8 +266,14 @@ class DETR(nn.Module):
         """Add to ``outputs`` what a task predicts beside classes and boxes."""
 
     def box_targets(self, batched_inputs: list[dict]) -> BatchTargets:
-        """Boxes and classes to learn."""
-        return BatchTargets.from_instances([x["instances"] for x in batched_inputs], self.device)
+        """Boxes and classes to learn, and where nobody knows (``uncertain_boxes``, of a mean teacher)."""
+        instances = [x["instances"] for x in batched_inputs]
+        targets = BatchTargets.from_instances(instances, self.device)
+        if all("uncertain_boxes" in x for x in batched_inputs):
+            boxes = [x["uncertain_boxes"] for x in batched_inputs]
+            targets.uncertain = pad_boxes(boxes, [each.image_size for each in instances], self.device)
+            targets.drop_iou = max(x["drop_iou"] for x in batched_inputs)
+        return targets
 
     def prepare_targets(self, batched_inputs: list[dict], outputs: Outputs) -> BatchTargets:
         """Everything that there is to learn about ``outputs`` of a batch."""

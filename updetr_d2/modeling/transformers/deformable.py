@@ -5,8 +5,8 @@ all levels, ``N`` queries, ``V`` levels, ``C`` channels.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from updetr_d2.modeling.mlp import MLP
+from updetr_d2.modeling.matcher import Matches
+from updetr_d2.modeling.one_to_many import match_centers
 from updetr_d2.modeling.outputs import AuxiliaryOutputs, Outputs
 from updetr_d2.modeling.position_encoding import SinePositionEncoding, sine_features
+from updetr_d2.modeling.targets import BatchTargets
 from updetr_d2.modeling.transformers.base import (
     TRANSFORMER_REGISTRY,
     Decoded,
@@ -28,6 +30,7 @@ from updetr_d2.modeling.transformers.base import (
     in_float32,
 )
 from updetr_d2.modeling.transformers.deformable_attention import MultiScaleDeformableAttention
+from updetr_d2.modeling.transformers.deformable_heads import box_head, class_head, layer_head
 from updetr_d2.modeling.transformers.deformable_layers import (
     DeformableDecoderLayer,
     DeformableEncoderLayer,
@@ -35,33 +38,21 @@ from updetr_d2.modeling.transformers.deformable_layers import (
     Tokens,
     flatten_levels,
     inverse_sigmoid,
-    token_proposals,
 )
 from updetr_d2.modeling.transformers.denoising import denoising_mask
+from updetr_d2.modeling.transformers.proposals import (
+    DecoderInput,
+    best_tokens,
+    gather_tokens,
+    token_proposals,
+    with_patches,
+    without_duplicates,
+)
 
 __all__ = ["DeformableTransformer"]
 
 # Groups of the norm behind each projection, as in the official code.
 _NORM_GROUPS = 32
-# Share of foreground that a fresh class head predicts (Lin et al., arXiv 1708.02002).
-_PRIOR = 0.01
-
-
-@dataclass
-class DecoderInput:
-    """Queries as the decoder gets them.
-
-    Attributes:
-        content: ``[B, N, C]``.
-        position: ``[B, N, C]``, or None where each layer computes it from the boxes.
-        reference: points ``[B, N, 2]`` or boxes ``[B, N, 4]`` in [0, 1], without gradient in two stages.
-        proposals: of the encoder, to be trained; None in one stage.
-    """
-
-    content: Tensor
-    position: Tensor | None
-    reference: Tensor
-    proposals: AuxiliaryOutputs | None = None
 
 
 @TRANSFORMER_REGISTRY.register()
@@ -81,6 +72,10 @@ class DeformableTransformer(DetectionTransformer):
         two_stage: the encoder's tokens propose the first boxes; needs ``box_refine``.
         mixed_selection: in two stages, only positions come from the proposals, contents are learned.
         look_forward_twice: boxes of a layer are trained through those of the layer before.
+        proposal_nms_threshold: in two stages, of proposals with a larger IoU only the best becomes a query;
+            1 takes all.
+        center_radius: in two stages, tokens in the middle of an object learn to propose it, see
+            :func:`match_centers`; 0 matches proposals as queries are.
         recompute_encoder: see :class:`Transformer`.
 
     Raises:
@@ -111,6 +106,8 @@ class DeformableTransformer(DetectionTransformer):
         two_stage: bool = False,
         mixed_selection: bool = False,
         look_forward_twice: bool = False,
+        proposal_nms_threshold: float = 1.0,
+        center_radius: float = 0.0,
         recompute_encoder: bool = False,
     ) -> None:
         super().__init__()
@@ -134,6 +131,8 @@ class DeformableTransformer(DetectionTransformer):
         self.two_stage = two_stage
         self.mixed_selection = mixed_selection
         self.look_forward_twice = look_forward_twice
+        self.proposal_nms_threshold = proposal_nms_threshold
+        self.center_radius = center_radius
         self.recompute_encoder = recompute_encoder
         self.position_encoding = SinePositionEncoding(
             hidden_dim, temperature=self.position_temperature, offset=self.position_offset
@@ -169,6 +168,8 @@ class DeformableTransformer(DetectionTransformer):
             "two_stage": deformable.TWO_STAGE,
             "mixed_selection": deformable.MIXED_SELECTION,
             "look_forward_twice": deformable.LOOK_FORWARD_TWICE,
+            "proposal_nms_threshold": deformable.PROPOSAL_NMS_THRESH,
+            "center_radius": deformable.CENTER_RADIUS,
             "recompute_encoder": detr.RECOMPUTE_ENCODER,
         }
 
@@ -219,30 +220,15 @@ class DeformableTransformer(DetectionTransformer):
 
     def build_heads(self, num_logits: int) -> tuple[nn.Module, nn.Module]:
         if not self.box_refine:
-            return self.new_class_head(num_logits), self.new_box_head(log_size=-2.0)
+            return class_head(self.hidden_dim, num_logits), box_head(self.hidden_dim, log_size=-2.0)
         # The last of them are the encoder's.
         count = self.num_decoder_layers + self.two_stage
-        classes = nn.ModuleList(self.new_class_head(num_logits) for _ in range(count))
+        classes = nn.ModuleList(class_head(self.hidden_dim, num_logits) for _ in range(count))
+        first_log_size = 0.0 if self.two_stage else -2.0
         boxes = nn.ModuleList(
-            self.new_box_head(log_size=-2.0 if i == 0 and not self.two_stage else 0.0) for i in range(count)
+            box_head(self.hidden_dim, log_size=0.0 if i else first_log_size) for i in range(count)
         )
         return classes, boxes
-
-    def new_class_head(self, num_logits: int) -> nn.Linear:
-        """A class head that predicts little foreground."""
-        head = nn.Linear(self.hidden_dim, num_logits)
-        nn.init.constant_(head.bias, -math.log((1 - _PRIOR) / _PRIOR))
-        return head
-
-    def new_box_head(self, *, log_size: float = 0.0) -> MLP:
-        """A box head that changes nothing, but for the logits of width and height."""
-        head = MLP(self.hidden_dim, self.hidden_dim, 4, num_layers=3)
-        last = head.layers[-1]
-        assert isinstance(last, nn.Linear)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        nn.init.constant_(last.bias[2:], log_size)
-        return head
 
     def project(self, input_proj: nn.Module, features: Sequence[Tensor]) -> list[Tensor]:
         projections = list(input_proj.children())
@@ -272,7 +258,7 @@ class DeformableTransformer(DetectionTransformer):
             )
             start = self.put_before(queries.noised, start)
         states, boxes = self.run_decoder(tokens, start, attn_mask, bbox_embed)
-        logits = torch.stack([in_float32(_layer_head(class_embed, i), s) for i, s in enumerate(states)])
+        logits = torch.stack([in_float32(layer_head(class_embed, i), s) for i, s in enumerate(states)])
         noised = None
         if num_noised:
             noised = logits[:, :, :num_noised], boxes[:, :, :num_noised]
@@ -306,9 +292,9 @@ class DeformableTransformer(DetectionTransformer):
             reference = in_float32(self.reference_points, position).sigmoid()
             return DecoderInput(with_patches(content, queries), position, reference)
         memory, anchors = self.encoder_memory(tokens)
-        logits = in_float32(_layer_head(class_embed, -1), memory)
-        box_logits = in_float32(_layer_head(bbox_embed, -1), memory) + anchors
-        best = best_tokens(logits[..., 0], queries)
+        logits = in_float32(layer_head(class_embed, -1), memory)
+        box_logits = in_float32(layer_head(bbox_embed, -1), memory) + anchors
+        best = self.choose_tokens(logits[..., 0], box_logits, queries)
         chosen = gather_tokens(box_logits, best).detach()
         position, proposed = self.embed_proposals(chosen)
         if proposed is None:
@@ -316,7 +302,11 @@ class DeformableTransformer(DetectionTransformer):
         else:
             content = proposed
         # Every target counts as class 0 here: proposals tell objects from background only.
-        proposals = AuxiliaryOutputs(Outputs(logits[None], box_logits.sigmoid()[None]), class_agnostic=True)
+        proposals = AuxiliaryOutputs(
+            Outputs(logits[None], box_logits.sigmoid()[None]),
+            class_agnostic=True,
+            assign=self.assign_tokens(tokens),
+        )
         return DecoderInput(with_patches(content, queries), position, chosen.sigmoid(), proposals)
 
     def encoder_memory(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
@@ -324,6 +314,18 @@ class DeformableTransformer(DetectionTransformer):
         anchors, usable = token_proposals(tokens)
         memory = tokens.values.masked_fill(~usable[..., None], 0.0)
         return self.enc_output_norm(self.enc_output(memory)), anchors
+
+    def choose_tokens(self, scores: Tensor, box_logits: Tensor, queries: Queries) -> Tensor:
+        """Indices ``[B, N]`` of the tokens whose proposals become queries."""
+        if self.proposal_nms_threshold < 1:
+            scores = without_duplicates(scores, box_logits.sigmoid(), threshold=self.proposal_nms_threshold)
+        return best_tokens(scores, queries)
+
+    def assign_tokens(self, tokens: Tokens) -> Callable[[BatchTargets], Matches] | None:
+        """How proposals of all tokens find the objects that they learn, None for the criterion's matcher."""
+        if self.center_radius == 0:
+            return None
+        return partial(match_centers, tokens.centers(), radius=self.center_radius)
 
     def embed_proposals(self, box_logits: Tensor) -> tuple[Tensor, Tensor | None]:
         """Position and content ``[B, N, C]`` of queries at boxes; no content with ``mixed_selection``."""
@@ -365,7 +367,7 @@ class DeformableTransformer(DetectionTransformer):
                 allowed=None if attn_mask is None else ~attn_mask,
             )
             state = self.normalize_state(content)
-            head = _layer_head(bbox_embed, i)
+            head = layer_head(bbox_embed, i)
             boxes.append(self.move_boxes(head, state, before))
             states.append(state)
             if self.box_refine:
@@ -394,33 +396,3 @@ class DeformableTransformer(DetectionTransformer):
             if logits.shape[-1] == 2:
                 logits = F.pad(logits, (0, 2))
             return (head(state.float()) + logits).sigmoid()
-
-
-def best_tokens(scores: Tensor, queries: Queries) -> Tensor:
-    """Indices ``[B, N]`` of the tokens with the highest scores ``[B, S]``; groups of queries get the same ones.
-
-    With fewer tokens than queries there are as many queries as tokens; of a group, the best come again.
-    """
-    size = queries.num_queries // queries.num_groups
-    best = scores.topk(min(size, scores.shape[1]), dim=1).indices
-    if queries.num_groups == 1:
-        return best
-    within = torch.arange(size, device=best.device) % best.shape[1]
-    return best[:, within].repeat(1, queries.num_groups)
-
-
-def with_patches(content: Tensor, queries: Queries) -> Tensor:
-    """Contents ``[B, N, C]`` of the queries with the patches that they look for."""
-    if queries.patches is None:
-        return content
-    return content + queries.patches[:, : content.shape[1]]
-
-
-def _layer_head(heads: nn.Module, layer: int) -> nn.Module:
-    """The head of a layer, of a list or one for all."""
-    return heads[layer] if isinstance(heads, nn.ModuleList) else heads
-
-
-def gather_tokens(values: Tensor, indices: Tensor) -> Tensor:
-    """``[B, S, D]``, ``[B, N]`` -> ``[B, N, D]``."""
-    return values.gather(1, indices[..., None].expand(-1, -1, values.shape[-1]))

@@ -15,11 +15,6 @@ from updetr_d2.modeling.attention import MultiheadAttention
 from updetr_d2.modeling.fast.dropout import Dropout
 from updetr_d2.modeling.transformers.deformable_attention import MultiScaleDeformableAttention
 
-# Side of a token's own box on the finest level, as a fraction of the image; doubled from level to level.
-_ANCHOR_SIZE = 0.05
-# A token whose box has a coordinate nearer to 0 or 1 makes no proposal.
-_ANCHOR_MARGIN = 0.01
-
 
 @dataclass
 class Tokens:
@@ -98,27 +93,6 @@ def flatten_levels(
         padding=torch.cat([padding.flatten(1) for padding in padded], dim=1) if padded else None,
         valid=torch.stack(valid, dim=1),
     )
-
-
-def token_proposals(tokens: Tokens) -> tuple[Tensor, Tensor]:
-    """The box of each token: centered on it, of a size that its level sets (Deformable DETR, Appendix A.4).
-
-    Returns:
-        logits ``[B, S, 4]`` of (cx, cy, w, h), +inf where the token makes no proposal (padding, or too near to the
-        edge), and bool ``[B, S]``, True where it does.
-    """
-    centers = tokens.centers().expand(len(tokens.values), -1, -1)
-    sizes = torch.cat(
-        [
-            torch.full((h * w, 2), _ANCHOR_SIZE * 2.0**level, device=centers.device)
-            for level, (h, w) in enumerate(tokens.shapes)
-        ]
-    )
-    boxes = torch.cat([centers, sizes.expand(len(centers), -1, -1)], dim=-1)
-    usable = ((boxes > _ANCHOR_MARGIN) & (boxes < 1 - _ANCHOR_MARGIN)).all(dim=-1)
-    if tokens.padding is not None:
-        usable = usable & ~tokens.padding
-    return (boxes / (1 - boxes)).log().masked_fill(~usable[..., None], float("inf")), usable
 
 
 def inverse_sigmoid(x: Tensor, eps: float) -> Tensor:

@@ -13,14 +13,10 @@ from updetr_d2.modeling.mlp import MLP
 from updetr_d2.modeling.outputs import AuxiliaryOutputs, Outputs
 from updetr_d2.modeling.position_encoding import sine_features
 from updetr_d2.modeling.transformers.base import TRANSFORMER_REGISTRY, Queries, in_float32
-from updetr_d2.modeling.transformers.deformable import (
-    DecoderInput,
-    DeformableTransformer,
-    best_tokens,
-    gather_tokens,
-    with_patches,
-)
+from updetr_d2.modeling.transformers.deformable import DeformableTransformer
+from updetr_d2.modeling.transformers.deformable_heads import box_head, class_head
 from updetr_d2.modeling.transformers.deformable_layers import Tokens
+from updetr_d2.modeling.transformers.proposals import DecoderInput, gather_tokens, with_patches
 
 __all__ = ["DINOTransformer"]
 
@@ -57,9 +53,9 @@ class DINOTransformer(DeformableTransformer):
         self.decoder.ref_point_head = MLP(2 * dim, dim, dim, num_layers=2)
 
     def build_heads(self, num_logits: int) -> tuple[nn.Module, nn.Module]:
-        self.enc_out_class_embed = self.new_class_head(num_logits)
-        self.enc_out_bbox_embed = self.new_box_head()
-        return self.new_class_head(num_logits), self.new_box_head()
+        self.enc_out_class_embed = class_head(self.hidden_dim, num_logits)
+        self.enc_out_bbox_embed = box_head(self.hidden_dim)
+        return class_head(self.hidden_dim, num_logits), box_head(self.hidden_dim)
 
     def start_decoder(
         self, tokens: Tokens, queries: Queries, class_embed: nn.Module, bbox_embed: nn.Module
@@ -67,10 +63,14 @@ class DINOTransformer(DeformableTransformer):
         memory, anchors = self.encoder_memory(tokens)
         logits = in_float32(self.enc_out_class_embed, memory)
         box_logits = in_float32(self.enc_out_bbox_embed, memory) + anchors
-        best = best_tokens(logits.amax(dim=-1), queries)
+        best = self.choose_tokens(logits.amax(dim=-1), box_logits, queries)
         chosen = gather_tokens(box_logits, best)
         content = queries.learned_embed()[: best.shape[1]].expand(len(memory), -1, -1)
-        proposals = AuxiliaryOutputs(Outputs(gather_tokens(logits, best)[None], chosen.sigmoid()[None]))
+        assign = self.assign_tokens(tokens)
+        if assign is None:  # only the proposals that become queries are trained
+            proposals = AuxiliaryOutputs(Outputs(gather_tokens(logits, best)[None], chosen.sigmoid()[None]))
+        else:
+            proposals = AuxiliaryOutputs(Outputs(logits[None], box_logits.sigmoid()[None]), assign=assign)
         return DecoderInput(with_patches(content, queries), None, chosen.detach().sigmoid(), proposals)
 
     def query_position(self, start: DecoderInput, tokens: Tokens, reference: Tensor) -> Tensor:
