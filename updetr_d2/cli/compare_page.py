@@ -101,7 +101,7 @@ def render_page(
 
 def score_rows(study: Study, percent: float) -> list[tuple[str, ...]]:
     """Title, mean AP with its range, mean AP50, learning rate and time of each contestant, best first."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for scores in sorted(study.scores(percent), key=lambda each: -each.mean):
         values = scores.values
         spread = f" ({min(values):.1f} – {max(values):.1f})" if len(values) > 1 else ""

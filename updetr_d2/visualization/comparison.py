@@ -1,6 +1,6 @@
 """Figures of a comparison of detectors: curves over labels, precision and recall, confusion, errors, boxes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.figure
 import numpy as np
@@ -35,7 +35,7 @@ def new_figure(
 
 
 def plot_over_labels(
-    results: dict[str, dict[int, Sequence[float]]], *, metric: str
+    results: Mapping[str, Mapping[int, Sequence[float]]], *, metric: str
 ) -> matplotlib.figure.Figure:
     """Mean and range over seeds against the number of labelled images.
 
@@ -61,11 +61,13 @@ def plot_over_labels(
     return figure
 
 
-def _plot_seeds(results: dict[str, dict[int, Sequence[float]]], *, metric: str) -> matplotlib.figure.Figure:
+def _plot_seeds(
+    results: Mapping[str, Mapping[int, Sequence[float]]], *, metric: str
+) -> matplotlib.figure.Figure:
     """A point for each seed where there is one number of labelled images only."""
     figure, (axes,) = new_figure(height=1.2 + 0.45 * len(results))
     for place, by_count in enumerate(results.values()):
-        for values in by_count.values():
+        for values in filter(len, by_count.values()):
             axes.plot(values, [place] * len(values), "o", alpha=0.7)
             axes.plot([float(np.mean(values))] * len(values), [place] * len(values), "|k", markersize=16)
     axes.set_yticks(range(len(results)), list(results))
