@@ -1,20 +1,15 @@
 """Recipes of several commands: each is printed as one could type it, and skipped where its result is there."""
 
 import contextlib
-import os
 import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from updetr_d2.utils.processes import training_environment
+
 ROOT = Path(__file__).resolve().parent.parent
-# Without these, glibc gives the memory of every large tensor back and gets it anew: a fifth of a step on a CPU.
-_MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": "1000000000",
-    "MALLOC_TRIM_THRESHOLD_": "2000000000",
-    "MALLOC_TOP_PAD_": "200000000",
-}
 
 
 def run_step(
@@ -36,7 +31,7 @@ def run_step(
     print(f"\n=== {title}\n{what}\n", end="", flush=True)  # at once, as steps may run side by side
     if done:
         return
-    env = {**_MEMORY, **({"OMP_NUM_THREADS": str(threads)} if threads else {}), **os.environ}
+    env = training_environment(threads=threads)
     if log is not None:
         (ROOT / log).parent.mkdir(parents=True, exist_ok=True)
     with contextlib.nullcontext() if log is None else open(ROOT / log, "a") as output:

@@ -1,18 +1,16 @@
 """The report of a run: one page that holds everything and asks for nothing, for every task, finished or not."""
 
-import base64
 import html
-import io
 import json
 import os
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from helpers import SMALL_PRETRAINING, TOOLS, tiny_cfg
+from html_page import Page
 from PIL import Image
 
 from updetr_d2.cli import report
@@ -23,40 +21,6 @@ METRICS = {
     "PanopticDETR": ("panoptic_seg/PQ", "loss_mask"),
     "OneShotDETR": ("oneshot/unseen_AP50", "loss_ce"),
 }
-
-
-class Page(HTMLParser):
-    """The rows of all tables, the sources of images and every address that a browser would ask for."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.rows, self.images, self.addresses, self.tags, self._cell = [], [], [], set(), None
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.add(tag)
-        values = dict(attrs)
-        if tag == "img":
-            self.images.append(values["src"])
-        self.addresses += [
-            values[name] for name in ("src", "href", "data", "action", "srcset") if name in values
-        ]
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self._cell = ""
-
-    def handle_data(self, data):
-        if self._cell is not None:
-            self._cell += data
-
-    def handle_endtag(self, tag):
-        if tag in ("td", "th"):
-            self.rows[-1].append(self._cell.strip())
-            self._cell = None
-
-    def pictures(self) -> list[Image.Image]:
-        return [Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) for source in self.images]
 
 
 @pytest.fixture(name="tool", scope="module")

@@ -23,7 +23,7 @@ from updetr_d2.config.files import CONFIGS
 from updetr_d2.engine.run_folder import RunFolder, differences, is_number
 from updetr_d2.visualization.curves import plot_curves
 
-TEMPLATE = Path(__file__).with_name("report.html.jinja")
+TEMPLATES = Path(__file__).parent
 # Curves that are drawn if a run has them, before all metrics of evaluation that are not of a single class.
 TRAINING_CURVES = (
     "total_loss",
@@ -53,15 +53,34 @@ def render(runs: dict[str, RunFolder], *, title: str) -> str:
         HTML.
     """
     names = list(dict.fromkeys(name for run in runs.values() for name in run.metrics))
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    return render_template(
+        "report.html.jinja",
         title=title,
-        written=datetime.datetime.now().strftime("%Y-%m-%d %H:%M"),
         runs=[describe_run(label, run) for label, run in runs.items()],
         metrics=result_rows(runs, [name for name in names if not of_one_class(name)]),
         class_metrics=result_rows(runs, [name for name in names if of_one_class(name)]),
         curves=draw_curves(runs),
     )
+
+
+def render_template(template: str, **values: object) -> str:
+    """A page.
+
+    Args:
+        template: name of a file beside this one.
+        **values: for it; ``written`` is the time.
+
+    Returns:
+        HTML.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    written = datetime.datetime.now().strftime("%Y-%m-%d %H:%M")
+    return environment.get_template(template).render(written=written, **values)
 
 
 def describe_run(label: str, run: RunFolder) -> dict:
@@ -136,11 +155,15 @@ def inline_figure(figure: matplotlib.figure.Figure) -> str:
 
 def inline_picture(file: Path) -> str:
     """A picture for the page, smaller in pixels and bytes than the file."""
-    content = io.BytesIO()
     with Image.open(file) as image:
-        picture = image.convert("RGB")
-        picture.thumbnail((PICTURE_WIDTH, PICTURE_WIDTH))
-        picture.save(content, format="JPEG", quality=JPEG_QUALITY)
+        return inline_pixels(image.convert("RGB"))
+
+
+def inline_pixels(picture: Image.Image) -> str:
+    """An RGB picture for the page, made smaller in place."""
+    content = io.BytesIO()
+    picture.thumbnail((PICTURE_WIDTH, PICTURE_WIDTH))
+    picture.save(content, format="JPEG", quality=JPEG_QUALITY)
     return data_url(content.getvalue(), "image/jpeg")
 
 

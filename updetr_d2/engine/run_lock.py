@@ -48,3 +48,16 @@ def lock_output_dir(folder: str) -> None:
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
     _held[path] = file
+
+
+def in_use(folder: str) -> bool:
+    """Whether another process holds the lock of ``OUTPUT_DIR``; False where there is no run yet."""
+    path = os.path.realpath(os.path.join(folder, LOCK_FILE))
+    if path in _held or not os.path.isfile(path):
+        return False
+    with open(path, "a", encoding="utf-8") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.errno in (errno.EACCES, errno.EAGAIN)
+    return False

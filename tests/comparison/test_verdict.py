@@ -1,0 +1,119 @@
+"""The verdict: copies are noise, a cripple is worse, nothing wins inside the spread, few seeds say nothing."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from updetr_d2.comparison.verdict import (
+    BETTER,
+    NOISE,
+    TOO_FEW,
+    WORSE,
+    Scores,
+    compare,
+    judge,
+    paired_interval,
+)
+
+
+def scores(name: str, *ap: float, baseline: str = "base", seconds: float = 1.0) -> Scores:
+    by_seed = dict(enumerate(ap, start=1))
+    ap50 = {seed: min(100.0, 1.5 * value) for seed, value in by_seed.items()}
+    return Scores(name, f"detector {name}", by_seed, ap50, seconds, baseline)
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_the_interval_is_that_of_a_paired_t_test(count):
+    rng = np.random.default_rng(count)
+    a, b = rng.normal(40, 5, (2, count))
+    expected = stats.ttest_rel(a, b).confidence_interval(0.95)
+    assert paired_interval(a - b, confidence=0.95) == pytest.approx((expected.low, expected.high))
+
+
+def test_the_interval_widens_with_the_number_of_comparisons():
+    a, b = scores("a", 40, 42, 41), scores("b", 37, 38, 39)
+    one, five = compare(a, b), compare(a, b, num_comparisons=5)
+    assert one.mean == five.mean == 3
+    expected = stats.ttest_rel([40, 42, 41], [37, 38, 39]).confidence_interval(0.99)
+    assert (five.low, five.high) == pytest.approx((expected.low, expected.high))
+    assert one.outcome == BETTER and five.outcome == NOISE
+
+
+def test_copies_are_noise():
+    verdict = judge([scores("base", 40, 44, 39), scores("copy", 41, 43, 40)], iterations=300)
+    assert verdict.kind == "noise" and verdict.use == "base"
+    assert "noise" in verdict.sentences[0] and "better" not in " ".join(verdict.sentences)
+    exact = judge([scores("base", 40, 44, 39), scores("copy", 40, 44, 39)], iterations=300)
+    assert exact.kind == "noise" and exact.use == "base"
+
+
+def test_a_cripple_is_worse():
+    verdict = judge(
+        [scores("base", 40, 44, 39), scores("copy", 41, 43, 40), scores("cripple", 3, 1, 2)], iterations=300
+    )
+    assert verdict.kind == "noise" and verdict.use == "base"
+    by_pair = {(c.first, c.second): c.outcome for c in verdict.comparisons}
+    assert by_pair["cripple", "base"] == WORSE and by_pair["copy", "base"] == NOISE
+    assert any("cripple is worse than detector base" in sentence for sentence in verdict.sentences)
+    assert "cripple" not in verdict.sentences[0]
+
+
+def test_a_clear_winner_is_named_with_its_interval():
+    verdict = judge([scores("base", 40, 41, 42), scores("better", 50, 51.5, 51)], iterations=300)
+    assert verdict.kind == "use" and verdict.use == "better"
+    assert verdict.sentences[0].startswith("Use detector better: AP 50.8")
+    assert "interval" in verdict.sentences[0] and "paired over 3 seeds" in verdict.sentences[0]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_nothing_wins_inside_the_spread(seed):
+    """Contestants with one and the same mean: whoever has won must have an interval without 0."""
+    rng = np.random.default_rng(seed)
+    field = [scores(name, *rng.normal(40, 3, 3)) for name in ("base", "a", "b", "c")]
+    verdict = judge(field, iterations=300)
+    if verdict.kind == "use":
+        assert all(c.low > 0 for c in verdict.comparisons if c.first == verdict.use)
+    for comparison in verdict.comparisons:
+        assert (comparison.outcome in (BETTER, WORSE)) == (not comparison.low <= 0 <= comparison.high)
+
+
+def test_false_winners_are_rare():
+    rng = np.random.default_rng(0)
+    wins = sum(
+        judge([scores(n, *rng.normal(40, 3, 3)) for n in ("base", "a", "b")], iterations=1).kind == "use"
+        for _ in range(200)
+    )
+    assert wins <= 0.05 * 200
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_few_seeds_give_no_verdict(count):
+    verdict = judge([scores("base", *[40.0] * count), scores("other", *[60.0, 61.0][:count])], iterations=300)
+    assert verdict.kind == "too few seeds" and all(c.outcome == TOO_FEW for c in verdict.comparisons)
+    assert "Too few seeds" in verdict.sentences[0]
+
+
+def test_where_nothing_has_learned_nobody_wins():
+    verdict = judge([scores("base", 0.1, 0.1, 0.1), scores("other", 2, 2.1, 2.2)], iterations=10)
+    assert verdict.kind == "nothing has learned" and verdict.use == ""
+    assert "AP50 3.2 after 10 iterations" in verdict.sentences[0]
+
+
+def test_failed_trainings_are_told_and_not_paired():
+    verdict = judge([scores("base", 40, 41, 42, 40), scores("other", math.nan, 50, 51.2, 50)], iterations=300)
+    assert verdict.use == "other"
+    assert any("1 of 4 trainings failed" in sentence for sentence in verdict.sentences)
+    assert verdict.comparisons[0].seeds == 3 and verdict.comparisons[0].mean == pytest.approx(9.4)
+
+
+def test_one_that_always_fails_takes_the_verdict_from_nobody():
+    failing = scores("failing", *[math.nan] * 3)
+    verdict = judge([scores("base", 40, 41, 42), scores("other", 50, 51.2, 52), failing], iterations=300)
+    assert verdict.use == "other" and verdict.kind == "use"
+    assert verdict.sentences[-1] == "detector failing: 3 of 3 trainings failed."
+
+
+def test_a_contestant_alone_has_nobody_to_beat():
+    assert "nothing to compare" in judge([scores("base", 40, 41, 42)], iterations=1).sentences[0]

@@ -1,0 +1,126 @@
+"""From names on the command line to the contestants: every detector with every start that suits it."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+
+from detectron2.config import CfgNode, get_cfg
+
+from updetr_d2.comparison.plan import Contestant
+from updetr_d2.comparison.starts import DEFAULT_STARTS, STARTS, Start, recipe_name, short_name
+from updetr_d2.config import add_updetr_config
+from updetr_d2.config.files import find_config_file, merge_config_file
+
+
+def choose_starts(
+    names: Sequence[str] | None, *, weights: dict[str, str], unlabeled: str, own: Sequence[Sequence[str]]
+) -> dict[str, Start]:
+    """The starts that were asked for, or the usual ones that are possible; then people's own.
+
+    Args:
+        names: in the registry; None for the usual ones.
+        weights: option that names weights -> file, for those given.
+        unlabeled: name of the images without labels; "" without any.
+        own: NAME FILE [KEY VALUE ...] of each ``--own-start``.
+
+    Raises:
+        ValueError: for one that does not exist, or lacks its data or weights.
+    """
+    starts = {}
+    for name in names or DEFAULT_STARTS:
+        if name not in STARTS:
+            raise ValueError(f"--starts has '{name}'; choose from {', '.join(STARTS)}.")
+        start = STARTS[name]
+        lacks = "--unlabeled" if start.needs_unlabeled and not unlabeled else ""
+        if start.weights not in weights:
+            lacks = f"--{start.weights.replace('_', '-')}"
+        if not lacks:
+            starts[name] = start
+        elif names:
+            raise ValueError(f"The start '{name}' ({start.title}) needs {lacks}.")
+    return starts | dict(map(own_start, own))
+
+
+def own_start(parts: Sequence[str]) -> tuple[str, Start]:
+    """Name and start of an ``--own-start``.
+
+    Raises:
+        ValueError: if it is of another form, its name is taken, or there is no such file.
+    """
+    if len(parts) < 2 or len(parts) % 2:
+        raise ValueError(f"--own-start {' '.join(parts)} must be NAME FILE [KEY VALUE ...].")
+    name, file, *options = parts
+    if name in STARTS or not name.replace("_", "").isalnum():
+        raise ValueError(
+            f"--own-start has the name '{name}'; take one of letters, digits and _ that is none of "
+            f"{', '.join(STARTS)}."
+        )
+    if not os.path.isfile(file):
+        raise ValueError(f"--own-start {name} names {file}, which does not exist.")
+    return name, Start(name, weights=os.path.abspath(file), options=tuple(options))
+
+
+def contestants_of(
+    configs: Sequence[str], *, starts: dict[str, Start], pretrain_config: str | None, all_must_suit: bool
+) -> list[Contestant]:
+    """Every detector with every start that suits it, in the order of the starts.
+
+    Args:
+        configs: of the detectors; pre-training and COCO weights of the command line are those of the first.
+        starts: by name.
+        pretrain_config: in the place of the registry's.
+        all_must_suit: whether a start that suits no detector is an error.
+
+    Raises:
+        ValueError: if a config cannot be used, or there is nothing to compare.
+    """
+    detectors = [recipe_name(config) for config in configs]
+    if len(set(map(short_name, detectors))) < len(detectors):
+        raise ValueError("--detectors names two configs of the same file name; rename one.")
+    solvers = {detector: read_config(detector).SOLVER for detector in detectors}
+    contestants = []
+    for name, start in starts.items():
+        if start.pretraining and pretrain_config:
+            start = dataclasses.replace(
+                start, pretraining={detectors[0]: pretrain_config}, detectors=(detectors[0],)
+            )
+        if start.weights == "coco_weights":
+            start = dataclasses.replace(start, detectors=(detectors[0],))
+        suited = [detector for detector in detectors if start.suits(detector)]
+        if not suited and all_must_suit:
+            raise ValueError(
+                f"The start '{name}' ({start.title}) suits none of --detectors {', '.join(detectors)}."
+            )
+        contestants += [
+            Contestant(
+                detector,
+                name,
+                start,
+                base_rate=solvers[detector].BASE_LR,
+                batch_size=solvers[detector].IMS_PER_BATCH,
+            )
+            for detector in suited
+        ]
+    if not contestants:
+        raise ValueError("No start is left to compare; choose --starts.")
+    return contestants
+
+
+def iterations_of(config: str) -> int:
+    """SOLVER.MAX_ITER of a config.
+
+    Raises:
+        ValueError: if it gives its schedule in epochs.
+    """
+    iterations = read_config(config).SOLVER.MAX_ITER
+    if iterations < 1:
+        raise ValueError(f"{config} gives its schedule in epochs; say how many --iterations.")
+    return iterations
+
+
+def read_config(config: str) -> CfgNode:
+    """A recipe or a config file."""
+    cfg = get_cfg()
+    add_updetr_config(cfg)
+    merge_config_file(cfg, find_config_file(config))
+    return cfg
