@@ -20,7 +20,7 @@ FLIPS = {
 SCALES = {
     "one size": [DETRResize((97,), 333)],
     "many sizes": [DETRResize((480, 800, 1100), 1333)],
-    "free": [DETRResize((333,), None), RandomRescale((0.3, 1.7))],
+    "free": [DETRResize((333,), 10_000), RandomRescale((0.3, 1.7))],
 }
 CROPS = {
     "whole": [],
