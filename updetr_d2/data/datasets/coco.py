@@ -142,6 +142,7 @@ def usable_files(json_file: str, image_folder: str) -> tuple[CocoFiles, list[lis
                 logger.warning("Odd things in %s:\n%s", json_file, report.table())
             usable_file = keep_copy(json_file, "annotations")
         dataset_dicts = coco_dicts(repaired, image_folder, _contiguous_ids(categories))
+        del content, repaired  # half of the memory
         files = CocoFiles(usable_file, categories, _keep_dicts(state, dataset_dicts), summary)
     if not report.counts and not report.notes:
         _write_known(state, files)
