@@ -279,6 +279,20 @@ class TestCommandLineSources:
         with pytest.raises(AnnotationError, match=message):
             register_coco_panoptic_files("coco_panoptic:bad", location)
 
+    def test_ids_of_images_become_of_one_type_or_are_refused(self, scene, tmp_path):
+        location = self.write(scene, tmp_path)
+        content = json.loads((tmp_path / "labels.json").read_text())
+        image = content["images"][0]
+        for other, expected in (("2", [1, 2]), (2.0, [1, 2]), ("b", None)):
+            content["images"] = [image, {**image, "id": other}]
+            (tmp_path / "labels.json").write_text(json.dumps(content))
+            if expected is None:
+                with pytest.raises(AnnotationError, match="texts and integers"):
+                    usable_panoptic_file(location.split("@")[0])
+            else:
+                _, read = usable_panoptic_file(location.split("@")[0])
+                assert [each["id"] for each in read["images"]] == expected
+
     @pytest.mark.parametrize("color", [None, "red", [1, 2], [1, 2, 3.5], [1, 2, 300]])
     def test_colors_that_are_none_are_left_out(self, color, scene, tmp_path):
         categories = [

@@ -110,6 +110,10 @@ def check_panoptic_content(content: object, json_file: str) -> dict:
         raise AnnotationError(f"The 'categories' of {json_file} must each say 'isthing' (0 or 1).")
     for section, fields in _FIELDS.items():
         _check_fields(content[section], section, fields, json_file)
+    if len({type(image["id"]) for image in content["images"]}) > 1:
+        raise AnnotationError(
+            f"The ids of the 'images' of {json_file} are texts and integers; make all the same."
+        )
     known = {category["id"] for category in content["categories"]}
     if len(known) < len(content["categories"]):
         raise AnnotationError(f"The 'categories' of {json_file} hold an id more than once.")

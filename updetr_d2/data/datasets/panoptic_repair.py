@@ -26,7 +26,9 @@ def repair_panoptic_content(content: object) -> tuple[object, RepairReport]:
         return content, report
     repaired = dict(content)
     _repair_entries(repaired, "categories", {"id": _whole, "isthing": _flag}, report)
-    _repair_entries(repaired, "images", {"id": _whole_float, "height": _whole, "width": _whole}, report)
+    all_texts = all(isinstance(image.get("id"), str) for image in _dicts(repaired, "images"))
+    own_id = _as_it_is if all_texts else _whole
+    _repair_entries(repaired, "images", {"id": own_id, "height": _whole, "width": _whole}, report)
     listed = {id_key(image.get("id")): image.get("id") for image in _dicts(repaired, "images")}
     is_unambiguous = len(listed) == len(_dicts(repaired, "images"))
 
@@ -85,9 +87,8 @@ def _whole(value: object) -> object:
     return int(read) if read is not None and read >= 0 and read == int(read) else value
 
 
-def _whole_float(value: object) -> object:
-    """Texts are good ids of images."""
-    return value if isinstance(value, str) else _whole(value)
+def _as_it_is(value: object) -> object:
+    return value
 
 
 def _area(value: object) -> object:
