@@ -8,6 +8,7 @@ wrong.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
@@ -46,9 +47,9 @@ def have_plain_ids(
         annotations: as in the file.
         images, categories: repaired, by the :func:`.annotation_repair.id_key` of the id in the file.
     """
-    ids, image_ids, category_ids = (
-        [annotation.get(key) for annotation in annotations] for key in ("id", "image_id", "category_id")
-    )
+    ids: list[Any] = [annotation.get("id") for annotation in annotations]
+    image_ids = [annotation.get("image_id") for annotation in annotations]
+    category_ids = [annotation.get("category_id") for annotation in annotations]
     return (
         _types(ids) <= {int}
         and len(set(ids)) == len(ids)

@@ -298,8 +298,8 @@ def _warn_of_unused_bits(largest: int, file_name: str, options: ReadOptions) -> 
 def _warn_of_unused_color_bits(image: Image.Image, file_name: str) -> None:
     """The same of colors, of which decoding leaves only the upper 8 bits: no key can bring the others back."""
     image.load()
-    colors = image.getextrema()[: 1 if image.mode == "LA" else 3]
-    largest = 256 * int(max(high for _, high in colors)) + 255
+    num_colors = 1 if image.mode == "LA" else 3
+    largest = 256 * int(np.asarray(image)[..., :num_colors].max()) + 255
     used = next((bits for bits in (10, 12, 14) if largest < 2**bits), 16)
     if used < 16:
         log_first_n(
