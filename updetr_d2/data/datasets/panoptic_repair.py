@@ -5,7 +5,7 @@ Only what says the same is read so. What would have to be guessed, such as the a
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from updetr_d2.data.datasets.annotation_repair import RepairReport, id_key, number
 
@@ -59,7 +59,7 @@ def _dicts(container: dict, section: str) -> list[dict]:
 
 
 def _repair_entries(
-    container: dict, section: str, fields: dict[str, Callable[[object], object]], report: RepairReport
+    container: dict, section: str, fields: Mapping[str, Callable[[object], object]], report: RepairReport
 ) -> None:
     """Replace a list of ``container`` by one of repaired entries, if some of it is to be repaired."""
     entries = list(_list(container, section))
