@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import random
-import resource
 import subprocess
 import sys
 import time
@@ -57,7 +56,7 @@ def write_data_set(folder: Path, num_annotations: int) -> None:
 
 def measure(way: str, folder: Path) -> dict[str, float]:
     """Seconds of the clock and of the processor, and the growth of the peak memory (MB), in this process."""
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory = _memory_mb("VmRSS")
     wall, cpu = time.perf_counter(), time.process_time()
     json_file, images = str(folder / "annotations.json"), str(folder / "images")
     if way == "detectron2":
@@ -69,8 +68,14 @@ def measure(way: str, folder: Path) -> dict[str, float]:
     return {
         "s": time.perf_counter() - wall,
         "CPU s": time.process_time() - cpu,
-        "peak memory MB": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) / 1024,
+        "peak memory MB": _memory_mb("VmHWM") - memory,
     }
+
+
+def _memory_mb(field: str) -> float:
+    """Memory of this process now (``VmRSS``) or at most (``VmHWM``); ``getrusage`` counts its parent's, too."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(f"{field}:")[1].split()[0]) / 1024
 
 
 def main() -> None:

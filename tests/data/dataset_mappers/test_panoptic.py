@@ -1,5 +1,6 @@
 """Samples of panoptic segmentation: masks follow the image through every transform, in all forms of labels."""
 
+import copy
 import json
 
 import numpy as np
@@ -16,7 +17,11 @@ from PIL import Image
 from updetr_d2 import add_updetr_config
 from updetr_d2.data.dataset_mappers.panoptic import PanopticDETRDatasetMapper
 from updetr_d2.data.datasets.coco_panoptic import register_coco_panoptic_files
-from updetr_d2.data.datasets.panoptic_annotations import AnnotationError
+from updetr_d2.data.datasets.panoptic_annotations import (
+    AnnotationError,
+    read_panoptic_file,
+    usable_panoptic_file,
+)
 from updetr_d2.data.transforms.image_io import UnusableImageError
 from updetr_d2.data.transforms.resize import DETRResize
 from updetr_d2.tasks import build_mapper
@@ -234,6 +239,70 @@ class TestCommandLineSources:
         assert [s["category_id"] for s in dataset_dict["segments_info"]] == [1, 2, 0, 0]
         assert [s["isthing"] for s in dataset_dict["segments_info"]] == [False, False, True, True]
         assert mapper()(dataset_dict)["instances"].gt_classes.tolist() == [1, 2, 0]
+
+    def test_numbers_and_flags_of_other_types_are_read_as_what_they_say(self, scene, tmp_path):
+        location = self.write(scene, tmp_path)
+        given = json.loads((tmp_path / "labels.json").read_text())
+        odd = copy.deepcopy(given)
+        odd["images"][0] |= {"id": 1.0, "height": str(HEIGHT), "width": float(WIDTH)}
+        odd["annotations"][0]["image_id"] = "1"
+        for segment in odd["annotations"][0]["segments_info"]:
+            segment |= {"id": str(segment["id"]), "area": "9.0", "iscrowd": (None, "1")[segment["iscrowd"]]}
+            segment["category_id"] = float(segment["category_id"])
+        for category in odd["categories"]:
+            category |= {"id": str(category["id"]), "isthing": str(category["isthing"])}
+        (tmp_path / "labels.json").write_text(json.dumps(odd))
+        path, content = usable_panoptic_file(location.split("@")[0])
+        assert content == given
+        assert read_panoptic_file(path) == given
+
+    @pytest.mark.parametrize(
+        ("section", "change", "message"),
+        [
+            ("categories", {"isthing": "maybe"}, "isthing"),
+            ("categories", {"isthing": 2}, "isthing"),
+            ("categories", {"id": "3"}, "'id'"),  # beside 3, so not the same
+            ("categories", {"id": 3}, "more than once"),
+            ("images", {"height": "4.5"}, "'height'"),
+            ("images", {"width": None}, "'width'"),
+            ("segments", {"area": None}, "'area'"),
+            ("segments", {"id": "x"}, "'id'"),
+            ("segments", {"iscrowd": "perhaps"}, "'iscrowd'"),
+        ],
+    )
+    def test_what_would_have_to_be_guessed_is_refused(self, scene, tmp_path, section, change, message):
+        location = self.write(scene, tmp_path)
+        content = json.loads((tmp_path / "labels.json").read_text())
+        annotation = content["annotations"][0]
+        (annotation["segments_info"] if section == "segments" else content[section])[0].update(change)
+        (tmp_path / "labels.json").write_text(json.dumps(content))
+        with pytest.raises(AnnotationError, match=message):
+            register_coco_panoptic_files("coco_panoptic:bad", location)
+
+    def test_ids_of_images_become_of_one_type_or_are_refused(self, scene, tmp_path):
+        location = self.write(scene, tmp_path)
+        content = json.loads((tmp_path / "labels.json").read_text())
+        image = content["images"][0]
+        for other, expected in (("2", [1, 2]), (2.0, [1, 2]), ("b", None)):
+            content["images"] = [image, {**image, "id": other}]
+            (tmp_path / "labels.json").write_text(json.dumps(content))
+            if expected is None:
+                with pytest.raises(AnnotationError, match="texts and integers"):
+                    usable_panoptic_file(location.split("@")[0])
+            else:
+                _, read = usable_panoptic_file(location.split("@")[0])
+                assert [each["id"] for each in read["images"]] == expected
+
+    @pytest.mark.parametrize("color", [None, "red", [1, 2], [1, 2, 3.5], [1, 2, 300]])
+    def test_colors_that_are_none_are_left_out(self, color, scene, tmp_path):
+        categories = [
+            {"id": 5, "name": "grass", "isthing": 0, "color": [1, 2, 3]},
+            {"id": 7, "name": "cat", "isthing": 1, "color": color},
+            {"id": 3, "name": "sky", "isthing": 0, "color": [1, 2, 3]},
+        ]
+        name = f"coco_panoptic:{tmp_path}"
+        register_coco_panoptic_files(name, self.write(scene, tmp_path, categories=categories))
+        assert "thing_colors" not in MetadataCatalog.get(name).as_dict()
 
     @pytest.mark.parametrize(
         ("changes", "message"),

@@ -9,6 +9,7 @@ import time
 import tracemalloc
 from collections import Counter
 
+import cv2
 import numpy as np
 import pytest
 from PIL import GifImagePlugin, Image
@@ -214,6 +215,23 @@ def test_dark_16_bit_images_get_one_line_with_the_key(largest, bits, tmp_path, c
     caplog.clear()
     read_image_rgb(path, options=ReadOptions(gray_bits=bits))
     assert not caplog.records
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize(("largest", "bits"), [(1023, 10), (4095, 12), (16383, 14), (16384, None)])
+def test_dark_16_bit_colors_get_one_line(largest, bits, channels, name, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("detectron2.utils.logger._LOG_COUNTER", Counter())
+    values = np.full((20, 20, channels), 65535, np.uint16)  # alpha counts as no color
+    values[..., :3] = 500
+    values[3, 4, 1] = largest
+    assert cv2.imwrite(str(tmp_path / name), values)
+    with caplog.at_level(logging.WARNING):
+        read_image_rgb(str(tmp_path / name))
+        read_image_rgb(str(tmp_path / name))
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == (bits is not None)
+    assert all(f"use {bits} bits" in line and "convert them to 8 bits" in line for line in lines)
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6])

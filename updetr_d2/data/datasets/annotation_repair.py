@@ -15,7 +15,7 @@ from tabulate import tabulate
 # Boxes may stand out of the image by this much (px): rounding, as in COCO itself. The mapper clips them.
 CLIP_TOLERANCE = 1.0
 _NUM_EXAMPLES = 3
-_MAX_ID = 2**53  # evaluation keeps ids as floats
+MAX_ID = 2**53  # evaluation keeps ids as floats
 _TRUE, _FALSE = ("1", "true", "yes"), ("", "0", "false", "no", "none", "null")
 
 
@@ -192,7 +192,7 @@ def stands_out(box: Sequence[float], image: dict) -> float:
 def _repair_mask(annotation: dict, image: dict, report: RepairReport, name: str) -> None:
     """Keep what can be drawn of ``segmentation``, in a form that Detectron2 and pycocotools read."""
     given = annotation["segmentation"]
-    mask = _usable_mask(given, image)
+    mask = usable_mask(given, image)
     if mask is None:
         del annotation["segmentation"]
         if given not in (None, [], {}, ""):  # these say that there is none
@@ -202,7 +202,8 @@ def _repair_mask(annotation: dict, image: dict, report: RepairReport, name: str)
         report.add("'segmentation' in part or in another form: what can be drawn is kept", name)
 
 
-def _usable_mask(value: object, image: dict) -> list | dict | None:
+def usable_mask(value: object, image: dict) -> list | dict | None:
+    """What can be drawn of a ``segmentation``: itself, if it is good as it is; None if nothing."""
     if isinstance(value, dict):
         return value if _decodes(value, image) else None
     if not isinstance(value, list) or not value:
@@ -269,4 +270,4 @@ def _encoded(rle: dict, image: dict) -> dict:
 
 def is_usable_id(value: object) -> bool:
     """Whether evaluation can match by the id of an annotation: 0 would count as "not matched"."""
-    return type(value) is int and 0 < value < _MAX_ID
+    return type(value) is int and 0 < value < MAX_ID

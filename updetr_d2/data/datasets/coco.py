@@ -19,6 +19,7 @@ from updetr_d2.data.datasets.coco_dicts import (
 )
 from updetr_d2.data.datasets.coco_repair import AnnotationError, read_annotation_file, repair_annotations
 from updetr_d2.data.datasets.names import add_source, split_location
+from updetr_d2.data.datasets.repaired_files import keep_repaired
 from updetr_d2.utils.cache import cache_folder, keep_copy, short_name
 from updetr_d2.utils.files import write_text
 
@@ -135,19 +136,13 @@ def usable_files(json_file: str, image_folder: str) -> tuple[CocoFiles, list[lis
                 f"{report.sentence()}."
             )
         if report.counts:
-            text = json.dumps(repaired)
-            digest = hashlib.sha256(text.encode()).hexdigest()[:24]
-            path = cache_folder("repaired_annotations") / short_name(Path(json_file).stem, f"-{digest}.json")
-            write_text(path, text)
-            logger.warning(
-                "Problems in %s; the repaired annotations are in %s:\n%s", json_file, path, report.table()
-            )
-            usable_file = str(path)
+            usable_file = keep_repaired(repaired, json_file=json_file, report=report)
         else:
             if report.notes:
                 logger.warning("Odd things in %s:\n%s", json_file, report.table())
             usable_file = keep_copy(json_file, "annotations")
         dataset_dicts = coco_dicts(repaired, image_folder, _contiguous_ids(categories))
+        del content, repaired  # half of the memory
         files = CocoFiles(usable_file, categories, _keep_dicts(state, dataset_dicts), summary)
     if not report.counts and not report.notes:
         _write_known(state, files)

@@ -8,9 +8,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from updetr_d2.data.datasets.coco_repair import AnnotationError
 from updetr_d2.data.datasets.names import add_source, split_location
-from updetr_d2.data.datasets.panoptic_annotations import read_panoptic_file
+from updetr_d2.data.datasets.panoptic_annotations import read_panoptic_file, usable_panoptic_file
 from updetr_d2.data.datasets.panoptic_classes import PANOPTIC_EVALUATOR, panoptic_metadata
-from updetr_d2.utils.cache import keep_copy
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +33,8 @@ def register_coco_panoptic_files(name: str, location: str) -> None:
     for folder in (png_folder, image_folder):
         if not os.path.isdir(folder):
             raise ValueError(f"DATASETS: '{name}' names the folder {folder}, which does not exist.")
-    metadata = panoptic_metadata(read_panoptic_file(json_file)["categories"])
-    json_file = keep_copy(json_file, "annotations")  # evaluations read it until the end of the run
+    json_file, content = usable_panoptic_file(json_file)
+    metadata = panoptic_metadata(content["categories"])
     DatasetCatalog.register(
         name, functools.partial(load_panoptic_files, json_file, png_folder, image_folder, metadata)
     )

@@ -8,6 +8,8 @@ import json
 import logging
 import os
 from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
 from urllib.parse import unquote
 
 from updetr_d2.data.datasets.annotation_repair import (
@@ -21,6 +23,7 @@ from updetr_d2.data.datasets.annotation_repair import (
     repair_fields,
     stands_out,
 )
+from updetr_d2.data.datasets.plain_annotations import have_plain_ids, plain_places
 from updetr_d2.data.transforms.image_io import UnusableImageError, read_image_size
 from updetr_d2.utils.files import refuse_special_file
 
@@ -100,8 +103,13 @@ def repair_annotations(content: dict, *, json_file: str, image_folder: str) -> t
                 else "it lists none."
             )
         )
-    _check_box_format(content["annotations"], images, json_file)
-    annotations = _repair_annotations(content["annotations"], content["images"], images, categories, report)
+    annotated = _images_of(content["annotations"], images)
+    _check_box_format(content["annotations"], annotated, json_file)
+    plain = plain_places(content["annotations"], annotated)
+    if have_plain_ids(content["annotations"], images, categories):
+        annotations = _repair_odd(content["annotations"], annotated, plain, report)
+    else:
+        annotations = _repair_annotations(content, annotated, images, categories, plain, report)
     _check_category_ids(annotations, categories, json_file)
     used = {annotation["category_id"] for annotation in annotations}
     for category in categories.values():
@@ -208,51 +216,82 @@ def _whole_side(value: object) -> int | None:
     return int(side) if side is not None and side >= 1 and side == int(side) else None
 
 
-def _check_box_format(annotations: list[dict], images: dict[str, dict], json_file: str) -> None:
-    """Refuse boxes that are all of another format: repaired one by one they would be wrong or gone."""
-    boxes = []
-    for annotation in annotations:
-        image = images.get(id_key(annotation.get("image_id")) or "")
+def _images_of(annotations: list[dict], images: dict[str, dict]) -> list[dict | None]:
+    """The image of each annotation, None if it has none that can be used."""
+    keys = (id_key(annotation.get("image_id")) for annotation in annotations)
+    return [None if key is None else images.get(key) for key in keys]
+
+
+def _readable_boxes(annotations: list[dict], images: list[dict | None]) -> Iterator[tuple[list[float], dict]]:
+    """The boxes of four numbers, with their images."""
+    for annotation, image in zip(annotations, images):
         box = annotation.get("bbox")
         if image is not None and isinstance(box, list) and len(box) == 4:
             read = numbers(box)
             if read is not None:
-                boxes.append((read, image))
-    if len(boxes) < _ENOUGH_BOXES:
+                yield read, image
+
+
+def _check_box_format(annotations: list[dict], images: list[dict | None], json_file: str) -> None:
+    """Refuse boxes that are all of another format: repaired one by one they would be wrong or gone."""
+
+    def boxes() -> Iterator[tuple[list[float], dict]]:
+        """Anew for each question, as the first few answer nearly all of them."""
+        return _readable_boxes(annotations, images)
+
+    if len(list(islice(boxes(), _ENOUGH_BOXES))) < _ENOUGH_BOXES:
         return
-    if all(0 <= value <= 1 for box, _ in boxes for value in box):
+    if all(0 <= value <= 1 for box, _ in boxes() for value in box):
         raise AnnotationError(
             f"The boxes ('bbox') of {json_file} are fractions of the image; COCO's are x, y, width, height in px."
         )
     as_corners = all(
         0 <= x0 < x1 <= image["width"] + CLIP_TOLERANCE and 0 <= y0 < y1 <= image["height"] + CLIP_TOLERANCE
-        for (x0, y0, x1, y1), image in boxes
+        for (x0, y0, x1, y1), image in boxes()
     )
-    outside = sum(stands_out(box, image) > CLIP_TOLERANCE for box, image in boxes) if as_corners else 0
-    if as_corners and 4 * outside >= len(boxes):
+    if not as_corners:
+        return
+    outside = [stands_out(box, image) > CLIP_TOLERANCE for box, image in boxes()]
+    if 4 * sum(outside) >= len(outside):
         raise AnnotationError(
             f"The boxes ('bbox') of {json_file} look like corners (x0, y0, x1, y1): as COCO's x, y, width, height "
-            f"{outside} of {len(boxes)} stand out of their images; convert them."
+            f"{sum(outside)} of {len(outside)} stand out of their images; convert them."
         )
 
 
+def _repair_odd(
+    annotations: list[dict], images: list[dict | None], plain: set[int], report: RepairReport
+) -> list[dict]:
+    """:func:`_repair_annotations` where ids are as they should be."""
+    kept: list[dict] = []
+    for place, (annotation, image) in enumerate(zip(annotations, images)):
+        if place in plain or image is None:
+            kept.append(annotation)
+            continue
+        repaired = repair_fields(annotation, image, report, f"id {annotation['id']}")
+        if repaired is not None:
+            kept.append(repaired)
+    return kept
+
+
 def _repair_annotations(
-    annotations: list[dict],
-    all_images: list[dict],
+    content: dict,
+    annotated: list[dict | None],
     images: dict[str, dict],
     categories: dict[str, dict],
+    plain: set[int],
     report: RepairReport,
 ) -> list[dict]:
-    listed = {id_key(image.get("id")) for image in all_images}
+    annotations = content["annotations"]
+    listed = {id_key(image.get("id")) for image in content["images"]}
     free_id = 1 + max((a["id"] for a in annotations if is_usable_id(a.get("id"))), default=0)
     used: dict = {}
     kept = []
-    for place, annotation in enumerate(annotations):
+    for place, (annotation, image) in enumerate(zip(annotations, annotated)):
         own_id = annotation.get("id")
         name = f"id {own_id}" if "id" in annotation else f"number {place} of the file"
-        image_key = id_key(annotation.get("image_id"))
-        image = None if image_key is None else images.get(image_key)
         if image is None:
+            image_key = id_key(annotation.get("image_id"))
             # The annotations of images that were left out are no problem of their own.
             if image_key is None or image_key not in listed:
                 report.add(
@@ -264,7 +303,7 @@ def _repair_annotations(
         if first is not None and first == annotation:
             report.add("annotation given twice: left out", name)
             continue
-        repaired = repair_fields(annotation, image, report, name)
+        repaired = annotation if place in plain else repair_fields(annotation, image, report, name)
         if repaired is None:
             continue
         # Evaluation matches by these; 0 would count as "not matched" in pycocotools.
@@ -288,6 +327,9 @@ def _repair_annotations(
 
 def _check_category_ids(annotations: list[dict], categories: dict[str, dict], json_file: str) -> None:
     known = {category["id"] for category in categories.values()}
+    found = [annotation.get("category_id") for annotation in annotations]
+    if set(map(type, found)) <= {int} and set(found) <= known:
+        return
     unknown = Counter(
         str(a.get("category_id"))
         for a in annotations

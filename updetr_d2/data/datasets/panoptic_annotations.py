@@ -14,8 +14,10 @@ from iopath.common.file_io import file_lock
 from PIL import Image
 
 from updetr_d2.data.datasets.coco_repair import AnnotationError, read_json
+from updetr_d2.data.datasets.panoptic_repair import repair_panoptic_content
+from updetr_d2.data.datasets.repaired_files import keep_repaired
 from updetr_d2.data.transforms.image_io import UnusableImageError
-from updetr_d2.utils.cache import cache_folder
+from updetr_d2.utils.cache import cache_folder, keep_copy
 from updetr_d2.utils.files import refuse_special_file, write_text
 
 logger = logging.getLogger(__name__)
@@ -66,7 +68,32 @@ def read_panoptic_file(json_file: str) -> dict:
     Raises:
         AnnotationError: if it cannot be read or is not in COCO's panoptic format.
     """
-    content = read_json(json_file)
+    return check_panoptic_content(read_json(json_file), json_file)
+
+
+def usable_panoptic_file(json_file: str) -> tuple[str, dict]:
+    """Check a panoptic annotation file; what is repaired is logged as a table.
+
+    Returns:
+        the copy in the cache folder, repaired if something had to be, for evaluators until the end of the run; and
+        its content.
+
+    Raises:
+        AnnotationError: if it cannot be used.
+    """
+    repaired, report = repair_panoptic_content(read_json(json_file))
+    content = check_panoptic_content(repaired, json_file)
+    if report.counts:
+        return keep_repaired(content, json_file=json_file, report=report), content
+    return keep_copy(json_file, "annotations"), content
+
+
+def check_panoptic_content(content: object, json_file: str) -> dict:
+    """Return the content of a panoptic annotation file if it is one.
+
+    Raises:
+        AnnotationError: if it is not in COCO's panoptic format.
+    """
     if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= content.keys():
         raise AnnotationError(
             f"{json_file} is not a panoptic annotation file: it must have 'images', 'annotations' and "
@@ -79,11 +106,17 @@ def read_panoptic_file(json_file: str) -> dict:
             f"The annotations of {json_file} have no 'segments_info'; use coco:ANNOTATIONS.json@IMAGE_DIR for "
             "instance annotations."
         )
-    if not content["categories"] or not all("isthing" in c for c in content["categories"]):
+    if not content["categories"] or not all(c.get("isthing") in (0, 1) for c in content["categories"]):
         raise AnnotationError(f"The 'categories' of {json_file} must each say 'isthing' (0 or 1).")
     for section, fields in _FIELDS.items():
         _check_fields(content[section], section, fields, json_file)
+    if len({type(image["id"]) for image in content["images"]}) > 1:
+        raise AnnotationError(
+            f"The ids of the 'images' of {json_file} are texts and integers; make all the same."
+        )
     known = {category["id"] for category in content["categories"]}
+    if len(known) < len(content["categories"]):
+        raise AnnotationError(f"The 'categories' of {json_file} hold an id more than once.")
     for annotation in content["annotations"]:
         _check_fields(annotation["segments_info"], "segments_info", {}, json_file)
         for segment in annotation["segments_info"]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from detectron2.data import Metadata, MetadataCatalog
 
@@ -82,10 +83,17 @@ def panoptic_metadata(categories: Sequence[dict]) -> dict:
         "thing_dataset_id_to_contiguous_id": {c["id"]: i for i, c in enumerate(things)},
         "stuff_dataset_id_to_contiguous_id": {c["id"]: i for i, c in enumerate(stuff, start=len(things))},
     }
-    if all("color" in category for category in ordered):
-        colors = [tuple(category["color"]) for category in ordered]
+    colors = [category.get("color") for category in ordered]
+    if all(map(_is_color, colors)):
+        colors = [tuple(color) for color in colors if color is not None]
         metadata.update(thing_colors=colors, stuff_colors=colors)
     return metadata
+
+
+def _is_color(value: Any) -> bool:
+    """Whether it is a list of red, green and blue; figures choose colors of their own otherwise."""
+    is_triple = isinstance(value, list | tuple) and len(value) == 3
+    return is_triple and all(type(each) is int and 0 <= each <= 255 for each in value)
 
 
 def _ids_by_label(labels_by_id: dict[int, int]) -> dict[int, int]:

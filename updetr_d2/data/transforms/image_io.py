@@ -202,6 +202,8 @@ def _decode(
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """Decode an opened image whose file is ``content``; see :func:`read_reduced_rgb`."""
     width, height = image.size
+    if _has_16_bit_colors(image):
+        _warn_of_unused_color_bits(image, file_name)
     is_jpeg, orientation = image.format == "JPEG", _orientation(image)
     if is_jpeg and draft_side and min(width, height) >= 2 * draft_side:
         scale = draft_side / min(width, height)
@@ -254,6 +256,12 @@ def _is_16_bit(image: Image.Image) -> bool:
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
 
 
+def _has_16_bit_colors(image: Image.Image) -> bool:
+    """Whether an image that is not decoded yet has 16 bits for each of its colors, of which Pillow keeps 8."""
+    tiles = getattr(image, "tile", [])
+    return len(image.getbands()) > 1 and any(";16" in str(tile[3]) for tile in tiles)
+
+
 def _gray_to_8_bits(image: Image.Image, *, file_name: str, options: ReadOptions) -> np.ndarray:
     """Scale gray values to uint8 H×W: 16-bit ones by ``gray_bits``, 32-bit ones, which have no norm, by range."""
     values = np.asarray(image)
@@ -282,6 +290,22 @@ def _warn_of_unused_bits(largest: int, file_name: str, options: ReadOptions) -> 
             logging.WARNING,
             f"The 16-bit gray values of {file_name} use {used} bits only (the largest is {largest}) and become "
             f"dark: if that is so in all images, set INPUT.GRAY_BITS {used}.",
+            name=__name__,
+            key="caller",
+        )
+
+
+def _warn_of_unused_color_bits(image: Image.Image, file_name: str) -> None:
+    """The same of colors, of which decoding leaves only the upper 8 bits: no key can bring the others back."""
+    image.load()
+    num_colors = 1 if image.mode == "LA" else 3
+    largest = 256 * int(np.asarray(image)[..., :num_colors].max()) + 255
+    used = next((bits for bits in (10, 12, 14) if largest < 2**bits), 16)
+    if used < 16:
+        log_first_n(
+            logging.WARNING,
+            f"The 16-bit colors of {file_name} use {used} bits only and become dark: if that is so in all images, "
+            "convert them to 8 bits (INPUT.GRAY_BITS is for gray images).",
             name=__name__,
             key="caller",
         )
