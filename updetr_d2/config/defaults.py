@@ -310,6 +310,8 @@ def _add_solver_config(cfg: CN) -> None:
     # Schedule in passes over the training set. SOLVER.MAX_ITER and STEPS are derived from it and from
     # SOLVER.IMS_PER_BATCH at start; 0 uses SOLVER.MAX_ITER and STEPS as they are.
     cfg.SOLVER.EPOCHS = 0
+    # A run of fewer iterations is warned about; recipes that are meant to be short say less, 0 never warns.
+    cfg.SOLVER.ADVISED_ITERS = 1000
     # Epochs at which the learning rate is multiplied by SOLVER.GAMMA.
     cfg.SOLVER.EPOCH_STEPS = ()
     # Checkpoint and evaluation periods in epochs; 0 uses SOLVER.CHECKPOINT_PERIOD / TEST.EVAL_PERIOD.
