@@ -13,6 +13,7 @@ COMMANDS = {
     "export": ("export", "main", "write a detector as ONNX"),
     "report": ("report", "main", "one HTML page about one or several runs"),
     "curves": ("curves", "main", "learning curves of several runs in one picture"),
+    "import": ("import_labels", "main", "write labels of other formats in COCO's"),
     "split": ("split", "main", "divide labels for training with few of them"),
     "compare": ("compare", "main", "which start and detector suit your data, measured"),
     "pack-shards": ("pack_shards", "main", "pack images into tar shards"),
