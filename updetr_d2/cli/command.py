@@ -6,6 +6,7 @@ import sys
 # Name -> module with the function that takes the arguments after the name, and what it does.
 COMMANDS = {
     "train": ("train", "run", "pre-train, fine-tune or evaluate a model"),
+    "fetch": ("fetch", "main", "public weights by name"),
     "convert": ("convert", "main", "convert checkpoints of other projects, and back"),
     "demo": ("demo", "main", "draw what a model finds in images"),
     "proposals": ("proposals", "main", "make boxes for images without labels"),
