@@ -21,11 +21,12 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.gpu_check.parity import parity
-from benchmarks.gpu_check.recipes import build
+from benchmarks.gpu_check.recipes import SMALL, build
 from benchmarks.speed import benchmark
 from benchmarks.speed.data import write_photos
 from benchmarks.speed.step import OurStep
 from benchmarks.speed.timing import Clock, measure_in_turn, peak_memory
+from updetr_d2.config.files import get_config_file
 
 ROOT = Path(__file__).resolve().parents[2]
 Values = dict[str, float | int | str]
@@ -181,7 +182,7 @@ def reference(device: str, small: bool) -> Values:
         arguments = [
             command,
             "--config-file",
-            PRETRAINING,
+            get_config_file(PRETRAINING),
             "--compare",
             "--repeats",
             "3",
@@ -189,9 +190,8 @@ def reference(device: str, small: bool) -> Values:
             *size,
         ]
         arguments += ["--batch-size", "1" if small else "8"]
-        args = benchmark.argument_parser().parse_args(
-            [*arguments, "MODEL.DEVICE", device, "MODEL.WEIGHTS", ""]
-        )
+        options = ["MODEL.DEVICE", device, *(map(str, SMALL) if small else ())]
+        args = benchmark.argument_parser().parse_args([*arguments, *options])
         args.clock = Clock(torch.device(device))
         measured = benchmark.COMMANDS[command].run(args, benchmark.setup(args))[0]
         assert measured.ratio is not None
@@ -201,7 +201,14 @@ def reference(device: str, small: bool) -> Values:
 
 def hand_over(device: str, small: bool) -> Values:
     """What the training process does for a sample of the loader workers."""
-    arguments = ["hand-over", "--config-file", PRETRAINING, "--compare", "--repeats", "1" if small else "3"]
+    arguments = [
+        "hand-over",
+        "--config-file",
+        get_config_file(PRETRAINING),
+        "--compare",
+        "--repeats",
+        "1" if small else "3",
+    ]
     arguments += ["--samples", "32" if small else "512", "MODEL.DEVICE", device]
     args = benchmark.argument_parser().parse_args(arguments)
     args.clock = Clock(torch.device(device))

@@ -25,6 +25,7 @@ def cfg(request) -> CfgNode:
     cfg.merge_from_file(str(request.param))
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.DETR.NUM_CLASSES = cfg.MODEL.DETR.NUM_CLASSES or 3  # 0: from a data set
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.ROI_HEADS.NUM_CLASSES or 3
     cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 20
     cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 8
     if cfg.MODEL.META_ARCHITECTURE in ("UPDETR", "ObjectDETR"):

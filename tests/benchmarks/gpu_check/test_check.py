@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks.gpu_check import check
-from benchmarks.gpu_check.blocks import BLOCKS, attention, hand_over, processes, training
+from benchmarks.gpu_check.blocks import BLOCKS, attention, hand_over, training
 from benchmarks.gpu_check.parity import parity
 
 
@@ -26,12 +26,13 @@ def test_what_cannot_run_here_and_what_fails_is_told(tmp_path, capsys, monkeypat
 
 
 @pytest.mark.slow
-def test_a_block_runs_in_a_process_of_its_own(tmp_path, capsys):
+def test_blocks_run_in_processes_of_their_own(tmp_path, capsys):
     file = tmp_path / "result.json"
-    arguments = ["--device", "cpu", "--small", "--json", str(file), "--blocks", "attention"]
+    arguments = ["--device", "cpu", "--small", "--json", str(file), "--blocks", "attention", "processes"]
     assert check.main(arguments) == 0
     result = json.loads(file.read_text())
     assert result["environment"]
+    assert result["blocks"]["processes"]["values"]["device_ids None, ms a step"] > 0
     values = result["blocks"]["attention"]["values"]
     errors = [value for name, value in values.items() if "error" in name]
     assert errors and max(errors) < 1e-4
@@ -48,16 +49,16 @@ def test_parity_of_a_cpu_with_itself():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", [processes, hand_over])
-def test_blocks_that_measure(block):
-    values = block("cpu", True)
-    assert values and all(value > 0 for value in values.values())
+def test_the_hand_over_is_measured():
+    assert all(value > 0 for value in hand_over("cpu", True).values())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["step", "reference", "panoptic-memory"])
 def test_blocks_of_whole_models(name, monkeypatch):
-    monkeypatch.setattr("benchmarks.gpu_check.blocks.PRETRAINING", "quickstart/updetr_lite0_scenes.yaml")
+    if name == "step":  # a smaller one than the recipe's; the reference has no timm networks
+        recipe = "quickstart/updetr_lite0_scenes.yaml"
+        monkeypatch.setattr("benchmarks.gpu_check.blocks.PRETRAINING", recipe)
     values = BLOCKS[name].run("cpu", True)
     assert all(value >= 0 for value in values.values() if not isinstance(value, str))
 
