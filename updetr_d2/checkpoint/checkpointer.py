@@ -63,6 +63,17 @@ class UPDETRCheckpointer(DetectionCheckpointer):
         run_files.save_atomically(content, path)
         self.tag_last_checkpoint(os.path.basename(path))
 
+    def save_weights(self, name: str, **kwargs: Any) -> None:
+        """Write the weights, averaged ones as well, in a file that no run goes on from.
+
+        Raises:
+            SaveError: if the disk is full or the folder cannot be written.
+        """
+        averages = {key: each.state_dict() for key, each in self.checkpointables.items() if key == EMA}
+        content = {"model": self.model.state_dict(), "run": self.run, **averages, **kwargs}
+        content |= describe(self.model)
+        run_files.save_atomically(content, os.path.join(self.save_dir, f"{name}.pth"))
+
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         path = os.path.join(self.save_dir, run_files.LAST_CHECKPOINT)
         run_files.write_atomically(path, lambda file: file.write(last_filename_basename.encode()))

@@ -27,6 +27,7 @@ from updetr_d2.data.datasets.names import DatasetDicts, load_dataset_dicts
 from updetr_d2.data.loading.build import TestLoader
 from updetr_d2.data.transforms.image_io import UnusableImageError
 from updetr_d2.engine.advice import LowResultAdvice, advise_held_out, advise_schedule
+from updetr_d2.engine.best_checkpoint import BestCheckpointHook, TrainingIsDone
 from updetr_d2.engine.compilation import compile_parts
 from updetr_d2.engine.ema import EMAHook, WeightAverage
 from updetr_d2.engine.finite_check import FiniteCheck
@@ -135,6 +136,15 @@ class UPDETRTrainer(DefaultTrainer):
         checkpoints = CheckpointHook(
             self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, keep=cfg.SOLVER.KEEP_CHECKPOINTS
         )
+        best = None
+        if cfg.SOLVER.BEST_METRIC and cfg.TEST.EVAL_PERIOD:
+            best = BestCheckpointHook(
+                self.checkpointer,
+                checkpoints,
+                metric=cfg.SOLVER.BEST_METRIC,
+                period=cfg.TEST.EVAL_PERIOD,
+                patience=cfg.SOLVER.PATIENCE,
+            )
         return [
             hooks.IterationTimer(),
             hooks.LRScheduler(),
@@ -143,6 +153,7 @@ class UPDETRTrainer(DefaultTrainer):
             PreemptionHook(self.stop_signals, checkpoints),
             # After the checkpoint, so that a failing evaluation loses no training.
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate),
+            best,
             *task_of(cfg).training_hooks(cfg),
             SkippedFilesReport(),
             LowResultAdvice(),
@@ -151,13 +162,16 @@ class UPDETRTrainer(DefaultTrainer):
         ]
 
     def train(self) -> dict | None:
-        """Train to the end or to a stop signal, see :mod:`updetr_d2.engine.preemption`.
+        """Train to the end, until ``SOLVER.PATIENCE`` is over, or to a stop signal (:mod:`.engine.preemption`).
 
         Returns:
             the results of the last evaluation where ``TEST.EXPECTED_RESULTS`` asks for them.
         """
         with self.stop_signals:
-            return super().train()
+            try:
+                return super().train()
+            except TrainingIsDone:
+                return None
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Go on from a checkpoint at its place in the schedule, with the learning rates of the config."""
