@@ -11,7 +11,7 @@ from detectron2.utils import comm
 from tabulate import tabulate
 from torch import nn
 
-from updetr_d2.checkpoint import resuming, run_files
+from updetr_d2.checkpoint import resuming, run_files, zoo
 from updetr_d2.checkpoint.safe_loading import CheckpointError, load_state_file
 from updetr_d2.modeling.meta_arch.updetr import UPDETR
 
@@ -62,6 +62,17 @@ class UPDETRCheckpointer(DetectionCheckpointer):
         logger.info("Saving checkpoint to %s", path)
         run_files.save_atomically(content, path)
         self.tag_last_checkpoint(os.path.basename(path))
+
+    def save_weights(self, name: str, **kwargs: Any) -> None:
+        """Write the weights, averaged ones as well, in a file that no run goes on from.
+
+        Raises:
+            SaveError: if the disk is full or the folder cannot be written.
+        """
+        averages = {key: each.state_dict() for key, each in self.checkpointables.items() if key == EMA}
+        content = {"model": self.model.state_dict(), "run": self.run, **averages, **kwargs}
+        content |= describe(self.model)
+        run_files.save_atomically(content, os.path.join(self.save_dir, f"{name}.pth"))
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         path = os.path.join(self.save_dir, run_files.LAST_CHECKPOINT)
@@ -115,11 +126,14 @@ class UPDETRCheckpointer(DetectionCheckpointer):
         )
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict:
-        """As Detectron2's.
+        """As Detectron2's; ``zoo:NAME`` are public weights, which the main process gets.
 
         Raises:
             FileNotFoundError: if there is no such file.
+            CheckpointError: if there are no such public weights.
         """
+        if path.startswith(zoo.PREFIX):
+            path = _fetched_by_main(path)
         if path and path == self.resumed_from and not os.path.isfile(path):
             raise FileNotFoundError(
                 f"Process {comm.get_rank()} does not see the checkpoint '{path}': OUTPUT_DIR must be a folder "
@@ -196,6 +210,20 @@ class UPDETRCheckpointer(DetectionCheckpointer):
         ]
         headers = ("part", "loaded", "left out", "wrong shape", "not in checkpoint", "not in model")
         logger.info("Tensors taken from the checkpoint:\n%s", tabulate(rows, headers, tablefmt="pipe"))
+
+
+def _fetched_by_main(name: str) -> str:
+    """The file of public weights; an error of the main process is raised in all."""
+    result: str | Exception = ""
+    if comm.is_main_process():
+        try:
+            result = str(zoo.fetch(name))
+        except (CheckpointError, OSError, RuntimeError) as error:
+            result = error
+    result = comm.all_gather(result)[0]
+    if isinstance(result, Exception):
+        raise CheckpointError(f"MODEL.WEIGHTS '{name}': {result}") from result
+    return result
 
 
 def averaged_weights(checkpoint: dict, *, path: str) -> dict:

@@ -14,6 +14,7 @@ from updetr_d2.utils.files import TEMPORARY_SUFFIX, replacing
 logger = logging.getLogger(__name__)
 
 FINAL_NAME = "model_final"
+BEST_NAME = "model_best"
 LAST_CHECKPOINT = "last_checkpoint"
 _NUMBERED = re.compile(r"model_(\d+)\.pth")
 

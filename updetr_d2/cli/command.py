@@ -6,6 +6,7 @@ import sys
 # Name -> module with the function that takes the arguments after the name, and what it does.
 COMMANDS = {
     "train": ("train", "run", "pre-train, fine-tune or evaluate a model"),
+    "fetch": ("fetch", "main", "public weights by name"),
     "convert": ("convert", "main", "convert checkpoints of other projects, and back"),
     "demo": ("demo", "main", "draw what a model finds in images"),
     "proposals": ("proposals", "main", "make boxes for images without labels"),
@@ -13,6 +14,7 @@ COMMANDS = {
     "export": ("export", "main", "write a detector as ONNX"),
     "report": ("report", "main", "one HTML page about one or several runs"),
     "curves": ("curves", "main", "learning curves of several runs in one picture"),
+    "import": ("import_labels", "main", "write labels of other formats in COCO's"),
     "split": ("split", "main", "divide labels for training with few of them"),
     "compare": ("compare", "main", "which start and detector suit your data, measured"),
     "pack-shards": ("pack_shards", "main", "pack images into tar shards"),

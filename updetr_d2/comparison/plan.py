@@ -227,7 +227,7 @@ def _filled(option: str, places: dict[str, str]) -> str:
 def _schedule(iterations: int, *, evaluations: int) -> tuple[str, ...]:
     period = -(-iterations // evaluations) if evaluations else 0
     return (
-        *("SOLVER.MAX_ITER", str(iterations), "SOLVER.EPOCHS", "0"),
+        *("SOLVER.MAX_ITER", str(iterations), "SOLVER.EPOCHS", "0", "SOLVER.ADVISED_ITERS", "0"),
         # A kill costs a quarter of a training at most.
         *("SOLVER.CHECKPOINT_PERIOD", str(max(1, -(-iterations // 4))), "SOLVER.CHECKPOINT_EPOCHS", "0"),
         *("SOLVER.KEEP_CHECKPOINTS", "1"),

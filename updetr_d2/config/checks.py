@@ -56,6 +56,8 @@ _AT_LEAST_0 = (
     "SOLVER.WARMUP_ITERS",
     "SOLVER.BACKBONE_MULTIPLIER",
     "SOLVER.EPOCHS",
+    "SOLVER.PATIENCE",
+    "SOLVER.ADVISED_ITERS",
     "SOLVER.CHECKPOINT_EPOCHS",
     "SOLVER.KEEP_CHECKPOINTS",
     "SOLVER.SKIP_NONFINITE_STEPS",
@@ -169,6 +171,10 @@ def _check_solver(solver: CfgNode) -> None:
     _check(
         all(a < b for a, b in pairwise(solver.STEPS)),
         f"SOLVER.STEPS is {tuple(solver.STEPS)}; the iterations must be ascending.",
+    )
+    _check(
+        not solver.PATIENCE or solver.BEST_METRIC,
+        f"SOLVER.PATIENCE is {solver.PATIENCE}, which needs SOLVER.BEST_METRIC: set it to bbox/AP, for instance.",
     )
     decay = solver.EMA.DECAY
     _check(0 <= decay < 1, f"SOLVER.EMA.DECAY is {decay}; it must be in [0, 1).")

@@ -310,6 +310,8 @@ def _add_solver_config(cfg: CN) -> None:
     # Schedule in passes over the training set. SOLVER.MAX_ITER and STEPS are derived from it and from
     # SOLVER.IMS_PER_BATCH at start; 0 uses SOLVER.MAX_ITER and STEPS as they are.
     cfg.SOLVER.EPOCHS = 0
+    # A run of fewer iterations is warned about; recipes that are meant to be short say less, 0 never warns.
+    cfg.SOLVER.ADVISED_ITERS = 1000
     # Epochs at which the learning rate is multiplied by SOLVER.GAMMA.
     cfg.SOLVER.EPOCH_STEPS = ()
     # Checkpoint and evaluation periods in epochs; 0 uses SOLVER.CHECKPOINT_PERIOD / TEST.EVAL_PERIOD.
@@ -317,6 +319,11 @@ def _add_solver_config(cfg: CN) -> None:
     cfg.TEST.EVAL_EPOCHS = 0
     # Newest numbered checkpoints to keep, model_final.pth apart; 0 keeps all.
     cfg.SOLVER.KEEP_CHECKPOINTS = 0
+    # Result of the evaluations, higher is better, whose best weights are kept as model_best.pth: "bbox/AP",
+    # "ema/bbox/AP", ...; "" keeps none. Choose by held-out labels, and report results of others.
+    cfg.SOLVER.BEST_METRIC = ""
+    # Evaluations without a better SOLVER.BEST_METRIC after which the training ends; 0 goes on to the end.
+    cfg.SOLVER.PATIENCE = 0
     # Steps of a run whose loss or gradient is not finite and that are left out, with the batch saved; one
     # more stops the run. The default stops at the first.
     cfg.SOLVER.SKIP_NONFINITE_STEPS = 0

@@ -44,7 +44,15 @@ class CheckpointHook(HookBase):
             except run_files.SaveError as error:
                 logger.error("%s Training goes on, and the next checkpoint is tried when it is due.", error)
         if done >= self.trainer.max_iter:
-            self._save(run_files.FINAL_NAME)
+            self.save_final()
+
+    def save_final(self) -> None:
+        """Save the checkpoint of the end; all processes take part.
+
+        Raises:
+            SaveError: on the main process, if it cannot be written.
+        """
+        self._save(run_files.FINAL_NAME)
 
     def save_now(self) -> None:
         """Save the checkpoint of the current iteration, unless that has been done; all processes take part.

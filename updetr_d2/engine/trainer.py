@@ -23,9 +23,11 @@ from updetr_d2.config.build import arguments_as_keys
 from updetr_d2.config.flat import flat_config
 from updetr_d2.config.schedule import derive_schedule
 from updetr_d2.data.datasets.classes import class_names
-from updetr_d2.data.datasets.names import load_dataset_dicts
+from updetr_d2.data.datasets.names import DatasetDicts, load_dataset_dicts
 from updetr_d2.data.loading.build import TestLoader
 from updetr_d2.data.transforms.image_io import UnusableImageError
+from updetr_d2.engine.advice import LowResultAdvice, advise_held_out, advise_schedule
+from updetr_d2.engine.best_checkpoint import BestCheckpointHook, TrainingIsDone
 from updetr_d2.engine.compilation import compile_parts
 from updetr_d2.engine.ema import EMAHook, WeightAverage
 from updetr_d2.engine.finite_check import FiniteCheck
@@ -62,8 +64,10 @@ class UPDETRTrainer(DefaultTrainer):
         task = task_of(cfg)
         dataset_dicts = task.training_set(cfg)
         task.check_training_set(cfg, dataset_dicts)
-        check_test_sets(cfg)
+        check_test_sets(cfg, dataset_dicts)
         cfg = derive_schedule(cfg, len(dataset_dicts))
+        if comm.is_main_process():
+            advise_schedule(cfg, len(dataset_dicts))
 
         torch.set_float32_matmul_precision(cfg.SOLVER.MATMUL_PRECISION)
         model = self.build_model(cfg)
@@ -132,6 +136,15 @@ class UPDETRTrainer(DefaultTrainer):
         checkpoints = CheckpointHook(
             self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, keep=cfg.SOLVER.KEEP_CHECKPOINTS
         )
+        best = None
+        if cfg.SOLVER.BEST_METRIC and cfg.TEST.EVAL_PERIOD:
+            best = BestCheckpointHook(
+                self.checkpointer,
+                checkpoints,
+                metric=cfg.SOLVER.BEST_METRIC,
+                period=cfg.TEST.EVAL_PERIOD,
+                patience=cfg.SOLVER.PATIENCE,
+            )
         return [
             hooks.IterationTimer(),
             hooks.LRScheduler(),
@@ -140,20 +153,25 @@ class UPDETRTrainer(DefaultTrainer):
             PreemptionHook(self.stop_signals, checkpoints),
             # After the checkpoint, so that a failing evaluation loses no training.
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate),
+            best,
             *task_of(cfg).training_hooks(cfg),
             SkippedFilesReport(),
+            LowResultAdvice(),
             DataTimeAdvice(num_workers=cfg.DATALOADER.NUM_WORKERS),
             MetricsWriter(self.build_writers(), period=20) if comm.is_main_process() else None,
         ]
 
     def train(self) -> dict | None:
-        """Train to the end or to a stop signal, see :mod:`updetr_d2.engine.preemption`.
+        """Train to the end, until ``SOLVER.PATIENCE`` is over, or to a stop signal (:mod:`.engine.preemption`).
 
         Returns:
             the results of the last evaluation where ``TEST.EXPECTED_RESULTS`` asks for them.
         """
         with self.stop_signals:
-            return super().train()
+            try:
+                return super().train()
+            except TrainingIsDone:
+                return None
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Go on from a checkpoint at its place in the schedule, with the learning rates of the config."""
@@ -231,8 +249,12 @@ def distribute(model: nn.Module) -> nn.Module:
     return DistributedDataParallel(model, broadcast_buffers=False)
 
 
-def check_test_sets(cfg: CfgNode) -> None:
+def check_test_sets(cfg: CfgNode, training_set: DatasetDicts = ()) -> None:
     """List the data sets of ``DATASETS.TEST`` and build their evaluators once, as the first evaluation will.
+
+    Args:
+        cfg: of the run.
+        training_set: none of whose images should be in a test set.
 
     Raises:
         ValueError: if one is not there, has no images, or its evaluator cannot read what it needs.
@@ -244,6 +266,7 @@ def check_test_sets(cfg: CfgNode) -> None:
         try:
             dataset_dicts = load_dataset_dicts([name], filter_empty=False, key="DATASETS.TEST")
             task.check_test_set(cfg, name, dataset_dicts)
+            advise_held_out(name, dataset_dicts, training_set)
             # In the run's own folder: Detectron2's COCO evaluator keeps annotations there for later.
             UPDETRTrainer.build_evaluator(cfg, name)
         except (OSError, ValueError, KeyError, TypeError, UnusableImageError) as error:

@@ -95,7 +95,7 @@ class Task:
     # --- Data ---
     def training_set(self, cfg: CfgNode) -> DatasetDicts:
         """The dataset dicts of ``DATASETS.TRAIN``, as far as training may see them."""
-        return load_training_set(cfg)
+        return load_training_set(cfg, labeled=self.num_classes_key(cfg) is not None)
 
     def check_training_set(self, cfg: CfgNode, dataset_dicts: DatasetDicts) -> None:
         """Check the labels before the first iteration.

@@ -7,6 +7,7 @@ from detectron2.config import CfgNode
 from updetr_d2.config.checks import check_detr_config
 from updetr_d2.data.dataset_mappers.detection import DETRDatasetMapper, build_detr_augmentations
 from updetr_d2.data.dataset_mappers.panoptic import PanopticDETRDatasetMapper
+from updetr_d2.data.datasets.classes import advise_queries
 from updetr_d2.data.datasets.names import DatasetDicts
 from updetr_d2.data.datasets.panoptic_classes import is_panoptic
 from updetr_d2.tasks.base import TASKS, Task
@@ -28,6 +29,10 @@ class DetectionTask(Task):
 
     def num_classes_key(self, cfg: CfgNode) -> str | None:
         return "MODEL.DETR.NUM_CLASSES"
+
+    def check_training_set(self, cfg: CfgNode, dataset_dicts: DatasetDicts) -> None:
+        super().check_training_set(cfg, dataset_dicts)
+        advise_queries(cfg, dataset_dicts)
 
     def build_mapper(
         self, cfg: CfgNode, *, is_train: bool, dataset_dicts: DatasetDicts | None = None

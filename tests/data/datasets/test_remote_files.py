@@ -5,11 +5,11 @@ import io
 import tarfile
 import threading
 from functools import partial
-from typing import ClassVar
 
 import numpy as np
 import pytest
 from PIL import Image
+from range_server import RangeServer
 
 from updetr_d2.data.datasets.remote_files import read_range, remote_status
 from updetr_d2.data.datasets.shard_index import write_index_beside
@@ -17,35 +17,6 @@ from updetr_d2.data.datasets.shards import load_shards
 from updetr_d2.data.loading.retry import RetryPolicy
 from updetr_d2.data.loading.samples import SkippedFile, try_to_map
 from updetr_d2.data.transforms.image_io import read_image_rgb
-
-
-class RangeServer(http.server.SimpleHTTPRequestHandler):
-    """Python's file server with ranges; the next ``failures`` requests of images are answered 503."""
-
-    ranges = True
-    failures = 0
-    requests: ClassVar[list] = []
-
-    def do_GET(self):
-        type(self).requests.append((self.path, self.headers.get("Range")))
-        if type(self).failures:
-            type(self).failures -= 1
-            self.send_error(503)
-            return
-        if not self.ranges or "Range" not in self.headers:
-            super().do_GET()
-            return
-        with open(self.translate_path(self.path), "rb") as file:
-            content = file.read()
-        first, last = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))
-        part = content[first : last + 1]
-        self.send_response(206)
-        self.send_header("Content-Length", str(len(part)))
-        self.end_headers()
-        self.wfile.write(part)
-
-    def log_message(self, *_):
-        pass
 
 
 @pytest.fixture

@@ -11,6 +11,9 @@ from updetr_d2.data.datasets.panoptic_classes import PanopticClasses, is_panopti
 
 logger = logging.getLogger(__name__)
 
+# Of the images of a training set; deliberate backgrounds are fewer.
+_MANY_EMPTY = 1 / 3
+
 
 def derive_num_classes(cfg: CfgNode, dataset_names: Sequence[str], *, key: str) -> CfgNode:
     """Take the number of classes from the data sets where the config says 0; check it otherwise.
@@ -108,6 +111,57 @@ def check_class_ids(cfg: CfgNode, dataset_dicts: Iterable[dict], *, key: str) ->
                 )
     if not num_objects:
         raise ValueError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} has images but not a single object.")
+
+
+def advise_empty_images(dataset_dicts: Sequence[dict], *, left_out: bool) -> None:
+    """Warn of a training set many of whose images have no annotation: unlabeled, or background?
+
+    Args:
+        dataset_dicts: in Detectron2's format.
+        left_out: ``DATALOADER.FILTER_EMPTY_ANNOTATIONS``.
+    """
+    num_empty = sum(
+        all(each.get("iscrowd", 0) for each in dataset_dict["annotations"]) for dataset_dict in dataset_dicts
+    )
+    if num_empty < _MANY_EMPTY * len(dataset_dicts):
+        return
+    counts = (num_empty, len(dataset_dicts))
+    if left_out:
+        logger.warning(
+            "%d of %d images of DATASETS.TRAIN have no annotation and are left out: set "
+            "DATALOADER.FILTER_EMPTY_ANNOTATIONS False if they are known to show no object, so that they teach "
+            "what background is.",
+            *counts,
+        )
+    else:
+        logger.warning(
+            "%d of %d images of DATASETS.TRAIN have no annotation and are trained on as background: set "
+            "DATALOADER.FILTER_EMPTY_ANNOTATIONS True if nobody has labeled them yet; False is right if they are "
+            "known to show no object.",
+            *counts,
+        )
+
+
+def advise_queries(cfg: CfgNode, dataset_dicts: Iterable[dict]) -> None:
+    """Warn of training images with more objects than the detector has queries.
+
+    Args:
+        cfg: of the run.
+        dataset_dicts: the training set in Detectron2's format.
+    """
+    counts = [
+        sum(not each.get("iscrowd", 0) for each in (dataset_dict.get(key) or ()))
+        for dataset_dict in dataset_dicts
+        for key in ("annotations", "segments_info")
+    ]
+    too_many = sum(count > cfg.MODEL.DETR.NUM_QUERIES for count in counts)
+    if too_many:
+        logger.warning(
+            "%d images of DATASETS.TRAIN have more objects than MODEL.DETR.NUM_QUERIES (%d), up to %d, and a "
+            "query finds one object at most: raise it above that number (a pre-trained query embedding no longer "
+            "fits then), or cut the images into tiles.",
+            *(too_many, cfg.MODEL.DETR.NUM_QUERIES, max(counts)),
+        )
 
 
 def check_masks(dataset_dicts: Iterable[dict], where: str, *, all_of_them: bool = False) -> None:

@@ -7,6 +7,7 @@ file does not define, stops with one sentence.
 import json
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 # So many boxes that all look like another format are no coincidence.
 _ENOUGH_BOXES = 4
+# Of the names of files that were uploaded to Label Studio.
+_UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-(?=.)")
 
 
 def read_json(json_file: str) -> object:
@@ -92,7 +95,7 @@ def repair_annotations(content: dict, *, json_file: str, image_folder: str) -> t
             of another format.
     """
     report = RepairReport()
-    categories = _repair_categories(content["categories"], json_file, report)
+    categories = _repair_categories(_without_root(content, report), json_file, report)
     images = _repair_images(content["images"], image_folder, report)
     if not images:
         raise AnnotationError(
@@ -123,6 +126,25 @@ def repair_annotations(content: dict, *, json_file: str, image_folder: str) -> t
         "annotations": annotations,
         "categories": list(categories.values()),
     }, report
+
+
+def _without_root(content: dict, report: RepairReport) -> list[dict]:
+    """The categories without the one above all others that Roboflow writes, which no object has."""
+    categories = content["categories"]
+    roots = [
+        each for each in categories if id_key(each.get("id")) == "0" and each.get("supercategory") == "none"
+    ]
+    others = [each for each in categories if each not in roots]
+    if (
+        len(roots) != 1
+        or not others
+        or any(each.get("supercategory") != roots[0].get("name") for each in others)
+    ):
+        return categories
+    if any(id_key(each.get("category_id")) == "0" for each in content["annotations"]):
+        return categories
+    report.add("category above all others, as of Roboflow: left out", f"{roots[0]['name']} (id 0)")
+    return others
 
 
 def _repair_categories(categories: list[dict], json_file: str, report: RepairReport) -> dict[str, dict]:
@@ -162,6 +184,7 @@ def _repair_categories(categories: list[dict], json_file: str, report: RepairRep
 def _repair_images(images: list[dict], image_folder: str, report: RepairReport) -> dict[str, dict]:
     """Usable images by the key of their id."""
     kept: dict[str, dict] = {}
+    count_of = Counter(_base_name(image.get("file_name")) for image in images)
     for image in images:
         key, file_name = id_key(image.get("id")), image.get("file_name")
         if key is None or not isinstance(file_name, str) or not file_name:
@@ -172,12 +195,14 @@ def _repair_images(images: list[dict], image_folder: str, report: RepairReport) 
             report.add("image id used before: left out", f"id {image['id']} ({file_name})")
             continue
         found = _find_image(image_folder, file_name)
+        if found is None and count_of[_base_name(file_name)] == 1:
+            found = _find_below(image_folder, file_name)
         if found is None:
             path = os.path.join(image_folder, file_name)
             report.add("image file missing: left out with its annotations", path)
             continue
         if found != file_name:
-            report.add("file_name with back-slashes or %20: read as the file that is there", file_name)
+            report.add("file_name as of another machine or URL: read as the file that is there", file_name)
         width, height = (_whole_side(image.get(side)) for side in ("width", "height"))
         if width is None or height is None:
             try:
@@ -209,6 +234,22 @@ def _find_image(folder: str, file_name: str) -> str | None:
         if "\0" not in name and os.path.isfile(os.path.join(folder, name)):
             return name
     return None
+
+
+def _find_below(folder: str, file_name: str) -> str | None:
+    """The file without the first folders of its name, or without the prefix that Label Studio gives to uploads."""
+    name = unquote(file_name).replace("\\", "/").rpartition("?d=")[2]
+    parts = name.split("/")
+    shorter = ["/".join(parts[i:]) for i in range(1, len(parts))]
+    without_prefix = _UPLOAD_PREFIX.sub("", parts[-1])
+    candidates = (_find_image(folder, each) for each in (name, *shorter, without_prefix) if each)
+    return next((each for each in candidates if each is not None), None)
+
+
+def _base_name(file_name: object) -> str:
+    """The last part of a name, by which images are told apart that have lost their folders."""
+    name = unquote(str(file_name)).replace("\\", "/").rpartition("/")[2]
+    return _UPLOAD_PREFIX.sub("", name)
 
 
 def _whole_side(value: object) -> int | None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from updetr_d2.data.datasets.coco import usable_annotation_file
 from updetr_d2.data.datasets.coco_repair import read_annotation_file
+from updetr_d2.data.datasets.converted import coco_location
 from updetr_d2.data.datasets.names import split_location
 
 
@@ -35,13 +36,13 @@ class Labels:
         """Read and repair labels as a training would.
 
         Args:
-            location: ``JSON@IMAGE_FOLDER``, also with ``coco:`` before it.
+            location: ``JSON@IMAGE_FOLDER``, also with ``coco:`` before it, or ``yolo:`` or ``voc:`` labels.
             option: of the command line that gives it, for messages.
 
         Raises:
             ValueError: if it is of another form, or its files cannot be used.
         """
-        parts = split_location(location.removeprefix("coco:"), 2)
+        parts = split_location(coco_location(location), 2)
         if len(parts) != 2:
             raise ValueError(
                 f"{option} is '{location}'; it must name an annotation file and the folder of its images, as in "

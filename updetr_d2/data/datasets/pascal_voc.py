@@ -81,14 +81,20 @@ def image_ids(dataset_name: str) -> list[str]:
         AnnotationError: if there is no list.
     """
     metadata = MetadataCatalog.get(dataset_name)
-    path = os.path.join(metadata.dirname, "ImageSets", "Main", f"{metadata.split}.txt")
+    return read_image_list(os.path.join(metadata.dirname, "ImageSets", "Main", f"{metadata.split}.txt"))
+
+
+def read_image_list(path: str) -> list[str]:
+    """The first column of a list of images.
+
+    Raises:
+        AnnotationError: if there is no list.
+    """
     try:
         with open(path, encoding="utf-8-sig") as file:
             return [line.split()[0] for line in file if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise AnnotationError(
-            f"The list of images {path} of '{dataset_name}' cannot be read ({error})."
-        ) from error
+        raise AnnotationError(f"The list of images {path} cannot be read ({error}).") from error
 
 
 def load_voc(dataset_name: str) -> list[dict]:
@@ -106,7 +112,7 @@ def load_voc(dataset_name: str) -> list[dict]:
     for image_id in image_ids(dataset_name):
         xml_file = os.path.join(metadata.dirname, "Annotations", f"{image_id}.xml")
         annotation = read_annotation(xml_file)
-        file_name = _image_file(os.path.join(metadata.dirname, "JPEGImages", image_id))
+        file_name = image_file(os.path.join(metadata.dirname, "JPEGImages", image_id))
         try:
             width, height = annotation.size or read_image_size(file_name)
         except UnusableImageError as error:
@@ -157,5 +163,6 @@ def write_plain_annotations(dataset_name: str, folder: str | os.PathLike, ids: S
         ET.ElementTree(root).write(os.path.join(folder, f"{image_id}.xml"))
 
 
-def _image_file(stem: str) -> str:
+def image_file(stem: str) -> str:
+    """The image with a path without suffix; as .jpg if there is none."""
     return next((stem + suffix for suffix in _SUFFIXES if os.path.isfile(stem + suffix)), f"{stem}.jpg")

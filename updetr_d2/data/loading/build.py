@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList
+from detectron2.data.build import filter_images_with_only_crowd_annotations
 from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 
+from updetr_d2.data.datasets.classes import advise_empty_images
 from updetr_d2.data.datasets.names import DatasetDicts, load_dataset_dicts
 from updetr_d2.data.loading.retry import RetryPolicy
 from updetr_d2.data.loading.samples import (
@@ -30,13 +32,27 @@ _PREFETCHED_BATCHES = 2
 _CHUNK_SIZE = 8
 
 
-def load_training_set(cfg: CfgNode) -> DatasetDicts:
+def load_training_set(cfg: CfgNode, *, labeled: bool = False) -> DatasetDicts:
     """Load the dataset dicts of ``DATASETS.TRAIN``.
+
+    Args:
+        cfg: ``DATASETS.TRAIN`` and ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` are read.
+        labeled: the labels will be trained on; a warning says so if many images have none.
 
     Raises:
         ValueError: if no data set is named or they hold no images.
     """
-    return load_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    names, filter_empty = cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    dataset_dicts = load_dataset_dicts(names, filter_empty=filter_empty and not labeled)
+    if not labeled or not isinstance(dataset_dicts, list) or "annotations" not in dataset_dicts[0]:
+        return dataset_dicts
+    advise_empty_images(dataset_dicts, left_out=filter_empty)
+    if not filter_empty:
+        return dataset_dicts
+    annotated = filter_images_with_only_crowd_annotations(dataset_dicts)
+    if not annotated:
+        raise ValueError(f"DATASETS.TRAIN = {tuple(names)} has images but not a single object.")
+    return annotated
 
 
 def load_test_set(dataset_name: str) -> DatasetDicts:
