@@ -41,7 +41,9 @@ def proposals(boxes=BOXES, width=100, clusters=()):
 
 def build(augmentations=(), **arguments):
     arguments = {"proposals": proposals(), "patch_size": 16, **arguments}
-    return ObjectDatasetMapper(augmentations=list(augmentations), resize=DETRResize([80], 10_000), **arguments)
+    return ObjectDatasetMapper(
+        augmentations=list(augmentations), resize=DETRResize([80], 10_000), **arguments
+    )
 
 
 class Crop(T.Augmentation):
