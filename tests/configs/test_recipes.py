@@ -274,3 +274,17 @@ def flatten(node, prefix=""):
         else:
             flat[prefix + key] = value
     return flat
+
+
+def test_few_labels_get_a_dense_signal():
+    """What docs/FEW_LABELS.md measures."""
+    cfg = load("custom/few_label_lite0.yaml")
+    assert cfg.MODEL.TRANSFORMER.NAME == "DINOTransformer"
+    assert cfg.MODEL.MATCHER.NAME == "IoUMatcher"
+    assert (cfg.MODEL.MATCHER.IOU_THRESH, cfg.MODEL.MATCHER.MAX_PER_TARGET) == (0.6, 4)
+    deformable = cfg.MODEL.DEFORMABLE
+    assert tuple(deformable.IN_FEATURES) == ("res4", "res5")
+    assert (deformable.CENTER_RADIUS, deformable.PROPOSAL_NMS_THRESH) == (0.5, 0.7)
+    assert (cfg.MODEL.DENOISING.NUM_QUERIES, cfg.MODEL.DETR.NMS_THRESH) == (60, 0.6)
+    assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER) == (8, 300)
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.BACKBONE_MULTIPLIER) == (0.001, 0.6)
