@@ -20,7 +20,7 @@ FLIPS = {
 SCALES = {
     "one size": [DETRResize((97,), 333)],
     "many sizes": [DETRResize((480, 800, 1100), 1333)],
-    "free": [DETRResize((333,), 10_000), RandomRescale((0.3, 1.7))],
+    "free": [DETRResize((333,), 1100), RandomRescale((0.3, 1.7))],  # single precision is 1e-4 px from 2048 on
 }
 CROPS = {
     "whole": [],
@@ -32,6 +32,7 @@ CROPS = {
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("flip", FLIPS)
 def test_boxes_of_the_weak_view_follow_into_the_strong_view(flip, scale, crop):
+    np.random.seed(0)  # of the transforms
     rng = np.random.default_rng(0)
     for weak_flip in FLIPS.values():
         height, width = rng.integers(40, 700, 2)
