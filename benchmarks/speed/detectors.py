@@ -48,7 +48,7 @@ def measure(cfg: CfgNode, *, batch_size: int, size: tuple[int, int], num_targets
     samples = random_samples(cfg, batch_size=batch_size, size=size, num_targets=num_targets)
     counter = FlopCounterMode(display=False)
     model.eval()
-    with torch.no_grad(), counter:
+    with counter:  # with gradients: it hangs hooks on them
         model(samples)
     model.train()
     seconds = 0.0
