@@ -28,15 +28,7 @@ def generalized_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor
     """
     area1 = _area(boxes1)
     area2 = _area(boxes2)
-    intersection = _area(
-        torch.cat(
-            (
-                torch.maximum(boxes1[..., :2], boxes2[..., :2]),
-                torch.minimum(boxes1[..., 2:], boxes2[..., 2:]),
-            ),
-            dim=-1,
-        )
-    )
+    intersection = _intersection(boxes1, boxes2)
     enclosing = _area(
         torch.cat(
             (
@@ -62,15 +54,14 @@ def pairwise_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
         ``[..., N, T]`` in [0, 1], 0 for boxes without area.
     """
     boxes1, boxes2 = boxes1[..., :, None, :], boxes2[..., None, :, :]
-    corners = torch.cat(
-        (
-            torch.maximum(boxes1[..., :2], boxes2[..., :2]),
-            torch.minimum(boxes1[..., 2:], boxes2[..., 2:]),
-        ),
-        dim=-1,
-    )
-    intersection = _area(corners)
+    intersection = _intersection(boxes1, boxes2)
     return intersection / (_area(boxes1) + _area(boxes2) - intersection).clamp(min=1e-7)
+
+
+def _intersection(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    top_left = torch.maximum(boxes1[..., :2], boxes2[..., :2])
+    bottom_right = torch.minimum(boxes1[..., 2:], boxes2[..., 2:])
+    return _area(torch.cat((top_left, bottom_right), dim=-1))
 
 
 def _area(boxes: Tensor) -> Tensor:

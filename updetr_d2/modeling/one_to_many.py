@@ -1,7 +1,7 @@
 """One-to-many assignment: several queries, or tokens of the encoder, learn the same object.
 
-A one-to-one match gives a few-label training some ten positive predictions a step, too few to learn from; several
-for each object, with non-maximum suppression at the end, give a dense signal.
+A one-to-one match gives a training step as many positive predictions as it has objects, few with few labels;
+several for each object, with non-maximum suppression at the end, give a dense signal.
 """
 
 from typing import Any
