@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 
-import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.utils.events import EventStorage
 from tabulate import tabulate
