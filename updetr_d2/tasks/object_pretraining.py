@@ -60,8 +60,21 @@ def check_proposals(cfg: CfgNode, dataset_dicts: DatasetDicts) -> None:
         )
 
 
+class UnlabeledTask(Task):
+    """Base of tasks whose classes come from a file of proposals, or are given."""
+
+    def num_classes_key(self, cfg: CfgNode) -> str | None:
+        return None
+
+    def derive_num_classes(self, cfg: CfgNode, dataset_names: Sequence[str]) -> CfgNode:
+        return derive_num_clusters(cfg)
+
+    def check_training_set(self, cfg: CfgNode, dataset_dicts: DatasetDicts) -> None:
+        check_proposals(cfg, dataset_dicts)
+
+
 @TASKS.register()
-class ObjectPretrainingTask(Task):
+class ObjectPretrainingTask(UnlabeledTask):
     """No labels in training: the objects are boxes of a file, or random."""
 
     name = "pretraining_objects"
@@ -76,15 +89,6 @@ class ObjectPretrainingTask(Task):
             )
         for is_train in (True, False):
             build_detr_augmentations(cfg, is_train)
-
-    def num_classes_key(self, cfg: CfgNode) -> str | None:
-        return None
-
-    def derive_num_classes(self, cfg: CfgNode, dataset_names: Sequence[str]) -> CfgNode:
-        return derive_num_clusters(cfg)
-
-    def check_training_set(self, cfg: CfgNode, dataset_dicts: DatasetDicts) -> None:
-        check_proposals(cfg, dataset_dicts)
 
     def build_mapper(
         self, cfg: CfgNode, *, is_train: bool, dataset_dicts: DatasetDicts | None = None

@@ -1,7 +1,7 @@
 """UP-DETR's pre-training: find query patches of unlabelled images, random ones or what proposals show."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,15 +16,15 @@ from updetr_d2.data.dataset_mappers.objects import ObjectDatasetMapper
 from updetr_d2.data.dataset_mappers.query_patch import QueryPatchDatasetMapper
 from updetr_d2.data.datasets.names import DatasetDicts
 from updetr_d2.evaluation.query_patch import QueryPatchEvaluator
-from updetr_d2.tasks.base import TASKS, QueryPatches, Task
+from updetr_d2.tasks.base import TASKS, QueryPatches
 from updetr_d2.tasks.build import build_test_loader
 from updetr_d2.tasks.findings import Findings, PredictedClasses, draw_patches
-from updetr_d2.tasks.object_pretraining import check_proposals, derive_num_clusters
+from updetr_d2.tasks.object_pretraining import UnlabeledTask
 from updetr_d2.visualization.boxes import draw_query_patch_sample, save_picture
 
 
 @TASKS.register()
-class PretrainingTask(Task):
+class PretrainingTask(UnlabeledTask):
     """No labels: samples are images with patches of them, evaluation is on fixed random patches."""
 
     name = "pretraining"
@@ -35,15 +35,6 @@ class PretrainingTask(Task):
         check_detr_config(cfg)
         for is_train in (True, False):
             QueryPatchDatasetMapper(cfg, is_train)
-
-    def num_classes_key(self, cfg: CfgNode) -> str | None:
-        return None
-
-    def derive_num_classes(self, cfg: CfgNode, dataset_names: Sequence[str]) -> CfgNode:
-        return derive_num_clusters(cfg)
-
-    def check_training_set(self, cfg: CfgNode, dataset_dicts: DatasetDicts) -> None:
-        check_proposals(cfg, dataset_dicts)
 
     def build_mapper(
         self, cfg: CfgNode, *, is_train: bool, dataset_dicts: DatasetDicts | None = None
