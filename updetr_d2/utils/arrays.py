@@ -7,7 +7,7 @@ import os
 import struct
 import zipfile
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -30,8 +30,9 @@ def write_arrays(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
     for name, array in arrays.items():
         if array.dtype.hasobject:
             raise ValueError(f"The array '{name}' holds Python objects; only numbers and texts are written.")
+    ordered: dict[str, Any] = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     with replacing(path) as file:
-        np.savez(file, **{name: np.asarray(array, order="C") for name, array in arrays.items()})
+        np.savez(file, **ordered)
 
 
 def map_arrays(path: str | Path) -> dict[str, np.ndarray]:

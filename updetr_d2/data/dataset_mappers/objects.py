@@ -156,6 +156,7 @@ class ObjectDatasetMapper:
     def _draw_boxes(self, image: np.ndarray, dataset_dict: dict) -> tuple[np.ndarray, np.ndarray]:
         """Boxes XYXY ``[N, 4]`` in px of the original, and their classes int64 ``[N]``."""
         height, width = image.shape[:2]
+        classes: np.ndarray
         if self.proposals is None:
             boxes = self._random_boxes(image, self.max_boxes)
             classes = np.full(len(boxes), self.object_class)
