@@ -75,6 +75,20 @@ def test_a_backbone_made_in_inference_mode_works():
         assert not torch.allclose(backbone(images)["res5"], before)
 
 
+def test_training_computes_in_channels_last_order_with_weights_in_the_plain_one():
+    """Faster on CPUs; weights in another order than an older checkpoint's would confuse the fused optimizer."""
+    backbone = TimmBackbone(name="resnet18", out_features=["res2"])
+    images = torch.rand(2, 3, 64, 64)
+    features = backbone(images)["res2"]
+    assert features.requires_grad and features.is_contiguous(memory_format=torch.channels_last)
+    features.sum().backward()
+    for parameter in backbone.parameters():
+        assert parameter.is_contiguous()
+        assert parameter.grad is None or parameter.grad.is_contiguous()
+    with torch.no_grad():
+        torch.testing.assert_close(backbone(images)["res2"], features.detach())
+
+
 def test_norms_are_neither_trained_nor_updated():
     backbone = TimmBackbone(name=LITE0, out_features=["res5"]).train()
     before = copy.deepcopy(backbone.state_dict())

@@ -144,7 +144,10 @@ class TimmBackbone(Backbone):
         if wants_gradient and not recorded and self._folded is not None:
             self._folded.drop()  # a step of the optimizer may follow
         if self._folded is None or wants_gradient or recorded:
-            features = self._net[0](images)
+            # Convolutions of small CNNs take two thirds of the time in this order, their weights stay as they are.
+            features = self._net[0](
+                images if recorded else images.contiguous(memory_format=torch.channels_last)
+            )
         else:
             features = self._folded(images)
         if self._channels_last:
