@@ -173,8 +173,8 @@ def _add_model_config(cfg: CN) -> None:
     cfg.MODEL.DETR.PAD_MULTIPLE = 1
     # Backbone feature that the transformer sees.
     cfg.MODEL.DETR.IN_FEATURE = "res5"
-    # Of boxes with a larger IoU, whatever their classes, inference gives the best only; 1 gives all, as in the
-    # papers. After short trainings the queries have not yet learned to agree on one box per object.
+    # Of boxes of one class with a larger IoU, inference gives the best only; 1 gives all, as in the papers. After
+    # short trainings the queries have not yet learned to agree on one box per object.
     cfg.MODEL.DETR.NMS_THRESH = 1.0
     # Refuse to start when MODEL.WEIGHTS holds nothing of the transformer.
     cfg.MODEL.DETR.REQUIRE_PRETRAINED_TRANSFORMER = False

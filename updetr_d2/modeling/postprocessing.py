@@ -3,7 +3,7 @@
 import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
-from torchvision.ops import nms
+from torchvision.ops import batched_nms
 
 from updetr_d2.modeling.box_ops import cxcywh_to_xyxy
 
@@ -36,7 +36,7 @@ def detector_postprocess(
         sizes: (height, width) of each output.
         class_loss: "softmax" or "focal".
         max_detections: of an image, with "focal".
-        nms_threshold: of boxes with a larger IoU, whatever their classes, the best stays; 1 keeps all.
+        nms_threshold: of boxes of one class with a larger IoU the best stays; 1 keeps all.
 
     Returns:
         B ``Instances`` of N (or ``max_detections``) predictions: ``pred_boxes``, ``scores``, ``pred_classes`` and
@@ -57,7 +57,10 @@ def detector_postprocess(
         for size, b, s, c, q in zip(sizes, boxes, scores, classes, queries)
     ]
     if nms_threshold < 1:
-        results = [each[nms(each.pred_boxes.tensor, each.scores, nms_threshold)] for each in results]
+        results = [
+            each[batched_nms(each.pred_boxes.tensor, each.scores, each.pred_classes, nms_threshold)]
+            for each in results
+        ]
     return results
 
 

@@ -43,7 +43,7 @@ class DETR(nn.Module):
         class_loss: "softmax" (K + 1 logits) or "focal" (K logits).
         denoising: noised objects beside the queries in training; None for none.
         detections_per_image: best detections that inference gives with "focal"; "softmax" gives one a query.
-        nms_threshold: of boxes with a larger IoU, only the best is given out; 1 gives all.
+        nms_threshold: of boxes of one class with a larger IoU only the best is given out; 1 gives all.
         pad_multiple: in training, the sides of padded batches are multiples of it (px).
         criterion: module (Outputs, BatchTargets) -> (losses, metrics); None for inference only.
         pixel_mean, pixel_std: per channel, in the order and range of the input images.
