@@ -37,6 +37,7 @@ ARGUMENT_KEYS = {
     "num_thing_classes": "MODEL.MASK_HEAD.NUM_THING_CLASSES",
     "out_features": "MODEL.TIMM.OUT_FEATURES",
     "oversample_ratio": "MODEL.MASK_HEAD.OVERSAMPLE_RATIO",
+    "pyramid_channels": "MODEL.TIMM.PYRAMID_CHANNELS",
     "target_feature": "MODEL.UPDETR.TARGET_FEATURE",
     "two_stage": "MODEL.DEFORMABLE.TWO_STAGE",
 }

@@ -30,6 +30,7 @@ _AT_LEAST_1 = (
     "INPUT.PROPOSALS.MIN_BOXES",
     "MODEL.MATCHER.MAX_PER_TARGET",
     "MODEL.DETR.PAD_MULTIPLE",
+    "MODEL.TIMM.PYRAMID_CHANNELS",
     "DATALOADER.MAX_CONSECUTIVE_FAILURES",
     "SOLVER.ACCUMULATION_STEPS",
     "TEST.ONESHOT.NUM_QUERIES",
@@ -57,6 +58,7 @@ _AT_LEAST_0 = (
     "SOLVER.BACKBONE_MULTIPLIER",
     "SOLVER.EPOCHS",
     "SOLVER.PATIENCE",
+    "SOLVER.HELD_ITERS",
     "SOLVER.ADVISED_ITERS",
     "SOLVER.CHECKPOINT_EPOCHS",
     "SOLVER.KEEP_CHECKPOINTS",
@@ -78,7 +80,13 @@ _FRACTIONS = (
     "INPUT.PROPOSALS.RANDOM_SHARE",
     "INPUT.PROPOSALS.MIN_VISIBLE",
 )
-_POSITIVE = ("SOLVER.BASE_LR", "SOLVER.GAMMA", "SOLVER.LAYER_DECAY", "MODEL.MASK_HEAD.FEATURE_SCALE")
+_POSITIVE = (
+    "SOLVER.BASE_LR",
+    "SOLVER.GAMMA",
+    "SOLVER.LAYER_DECAY",
+    "SOLVER.PLATEAU.MIN_LR",
+    "MODEL.MASK_HEAD.FEATURE_SCALE",
+)
 _LR_SCHEDULERS = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")  # Detectron2's
 _MATMUL_PRECISIONS = ("highest", "high", "medium")
 _CLIP_TYPES = ("full_model", "norm", "value")
@@ -176,6 +184,7 @@ def _check_solver(solver: CfgNode) -> None:
         not solver.PATIENCE or solver.BEST_METRIC,
         f"SOLVER.PATIENCE is {solver.PATIENCE}, which needs SOLVER.BEST_METRIC: set it to bbox/AP, for instance.",
     )
+    _check_plateau(solver)
     decay = solver.EMA.DECAY
     _check(0 <= decay < 1, f"SOLVER.EMA.DECAY is {decay}; it must be in [0, 1).")
     clip = solver.CLIP_GRADIENTS
@@ -185,6 +194,24 @@ def _check_solver(solver: CfgNode) -> None:
             clip.CLIP_VALUE > 0,
             f"SOLVER.CLIP_GRADIENTS.CLIP_VALUE is {clip.CLIP_VALUE}; it must be positive.",
         )
+
+
+def _check_plateau(solver: CfgNode) -> None:
+    patience, factor = tuple(solver.PLATEAU.PATIENCE), solver.PLATEAU.FACTOR
+    _check(
+        all(isinstance(each, int) and each > 0 for each in patience),
+        f"SOLVER.PLATEAU.PATIENCE is {patience}; use positive numbers of evaluations, such as (3, 8), or ().",
+    )
+    _check(0 < factor < 1, f"SOLVER.PLATEAU.FACTOR is {factor}; it must be in (0, 1).")
+    _check(
+        not patience or solver.BEST_METRIC,
+        f"SOLVER.PLATEAU.PATIENCE is {patience}, which needs SOLVER.BEST_METRIC: set it to bbox/AP, for instance.",
+    )
+    _check(
+        not solver.HELD_PARAMETERS or solver.HELD_ITERS or patience,
+        f"SOLVER.HELD_PARAMETERS is {tuple(solver.HELD_PARAMETERS)}, but nothing says when they learn: set "
+        "SOLVER.HELD_ITERS, or SOLVER.PLATEAU.PATIENCE.",
+    )
 
 
 def check_detr_config(cfg: CfgNode) -> None:

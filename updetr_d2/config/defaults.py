@@ -298,12 +298,16 @@ def _add_model_config(cfg: CN) -> None:
     # ... and segments of at most this area (px).
     cfg.MODEL.MASK_HEAD.MIN_SEGMENT_AREA = 4
 
-    # --- timm backbones (MODEL.BACKBONE.NAME: build_timm_backbone) ---
+    # --- timm backbones (MODEL.BACKBONE.NAME: build_timm_backbone, or build_timm_vit_backbone for vision
+    # transformers, which are frozen unless MODEL.BACKBONE.FREEZE_AT is 0) ---
     cfg.MODEL.TIMM = CN()
-    # Any timm model that supports features_only.
+    # Any timm model that supports features_only; any plain vision transformer.
     cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"
-    # Features to return; "res2" ... "res5" are strides 4 ... 32.
+    # Features to return; "res2" ... "res5" are strides 4 ... 32 (of a vision transformer with patches of 14 px
+    # 3.5 ... 28), "last_feat" is a vision transformer's own map.
     cfg.MODEL.TIMM.OUT_FEATURES = ["res5"]
+    # Channels of the pyramid "res2" ... "res5" that is made of a vision transformer's last layer (ViTDet: 256).
+    cfg.MODEL.TIMM.PYRAMID_CHANNELS = 256
 
 
 def _add_solver_config(cfg: CN) -> None:
@@ -324,6 +328,18 @@ def _add_solver_config(cfg: CN) -> None:
     cfg.SOLVER.BEST_METRIC = ""
     # Evaluations without a better SOLVER.BEST_METRIC after which the training ends; 0 goes on to the end.
     cfg.SOLVER.PATIENCE = 0
+    # Parts of names of the parameters that stay as they are at first, such as ("backbone.",
+    # "transformer.encoder."), and the iteration from which they learn; 0: from the first plateau on.
+    cfg.SOLVER.HELD_PARAMETERS = ()
+    cfg.SOLVER.HELD_ITERS = 0
+    cfg.SOLVER.PLATEAU = CN()
+    # Evaluations without a better SOLVER.BEST_METRIC after which learning rates are multiplied by FACTOR (the
+    # first time HELD_PARAMETERS learn instead, if they wait for it): of the first plateau, the second, ...;
+    # () is off.
+    cfg.SOLVER.PLATEAU.PATIENCE = ()
+    cfg.SOLVER.PLATEAU.FACTOR = 0.5
+    # SOLVER.BASE_LR falls no lower by it.
+    cfg.SOLVER.PLATEAU.MIN_LR = 1e-6
     # Steps of a run whose loss or gradient is not finite and that are left out, with the batch saved; one
     # more stops the run. The default stops at the first.
     cfg.SOLVER.SKIP_NONFINITE_STEPS = 0

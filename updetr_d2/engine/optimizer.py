@@ -10,9 +10,11 @@ from detectron2.solver import build_optimizer as build_sgd_optimizer
 from detectron2.solver.build import get_default_optimizer_params
 from torch import nn
 
+# The pyramid of a vision transformer is not pre-trained, so it learns as the heads do.
+_PYRAMID = "backbone.simfp_"
 # Parts of a detector from the image to the heads, and their layers: "backbone.res4", "backbone.blocks.3" (timm).
 _PARTS = ("backbone.", "transformer.encoder.", "transformer.decoder.")
-_LAYER = re.compile(r"backbone\.[a-z_]+(\.\d+|\d*)|transformer\.(encoder|decoder)\.layers\.\d+")
+_LAYER = re.compile(r"backbone(?!\.simfp_)\.[a-z_]+(\.\d+|\d*)|transformer\.(encoder|decoder)\.layers\.\d+")
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -44,7 +46,7 @@ def _build_unclipped(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         raise ValueError(f"SOLVER.OPTIMIZER is '{cfg.SOLVER.OPTIMIZER}'; use ADAMW or SGD.")
 
     def factor(parameter_name: str) -> float:
-        if parameter_name.startswith("backbone."):
+        if parameter_name.startswith("backbone.") and not parameter_name.startswith(_PYRAMID):
             return cfg.SOLVER.BACKBONE_MULTIPLIER
         slow = any(part in parameter_name for part in cfg.SOLVER.SLOW_PARAMETERS)
         return cfg.SOLVER.SLOW_MULTIPLIER if slow else 1.0

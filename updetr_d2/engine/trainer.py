@@ -33,6 +33,7 @@ from updetr_d2.engine.ema import EMAHook, WeightAverage
 from updetr_d2.engine.finite_check import FiniteCheck
 from updetr_d2.engine.hooks import CheckpointHook, DataTimeAdvice, MetricsWriter, SkippedFilesReport
 from updetr_d2.engine.optimizer import build_optimizer, full_model_clip_norm
+from updetr_d2.engine.plateau import HeldParameters, PlateauHook
 from updetr_d2.engine.preemption import PreemptionHook, StopSignals
 from updetr_d2.engine.train_loop import TrainLoop
 from updetr_d2.modeling.fast.optimize import optimize_frozen
@@ -75,6 +76,9 @@ class UPDETRTrainer(DefaultTrainer):
         if cfg.MODEL.COMPILE:
             compile_parts(model)
         optimizer = self.build_optimizer(cfg, model)
+        self.held = None
+        if cfg.SOLVER.HELD_PARAMETERS:
+            self.held = HeldParameters(model, cfg.SOLVER.HELD_PARAMETERS, cfg.SOLVER.HELD_ITERS)
         data_loader = task.build_train_loader(cfg, dataset_dicts)
         self.training_step = task.build_training_step(cfg, self.average.model if self.average else None)
         model = distribute(model)
@@ -90,6 +94,7 @@ class UPDETRTrainer(DefaultTrainer):
             compute_losses=self.training_step,
             num_parts=cfg.SOLVER.ACCUMULATION_STEPS,
         )
+        self._trainer.register_hooks([self.held])
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = UPDETRCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.checkpointer.averaged = cfg.MODEL.EMA_WEIGHTS
@@ -145,6 +150,23 @@ class UPDETRTrainer(DefaultTrainer):
                 period=cfg.TEST.EVAL_PERIOD,
                 patience=cfg.SOLVER.PATIENCE,
             )
+        plateau = None
+        if cfg.SOLVER.PLATEAU.PATIENCE:
+            if not (cfg.TEST.EVAL_PERIOD and cfg.DATASETS.TEST):
+                raise ValueError(
+                    "SOLVER.PLATEAU.PATIENCE waits for results of evaluations: name held-out labels in "
+                    "DATASETS.TEST and set TEST.EVAL_PERIOD, or set it to ()."
+                )
+            plateau = PlateauHook(
+                output_dir=cfg.OUTPUT_DIR,
+                metric=cfg.SOLVER.BEST_METRIC,
+                period=cfg.TEST.EVAL_PERIOD,
+                patience=cfg.SOLVER.PLATEAU.PATIENCE,
+                factor=cfg.SOLVER.PLATEAU.FACTOR,
+                least=cfg.SOLVER.PLATEAU.MIN_LR / cfg.SOLVER.BASE_LR,
+                held=self.held,
+                evaluate=evaluate,
+            )
         return [
             hooks.IterationTimer(),
             hooks.LRScheduler(),
@@ -154,6 +176,7 @@ class UPDETRTrainer(DefaultTrainer):
             # After the checkpoint, so that a failing evaluation loses no training.
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate),
             best,
+            plateau,
             *task_of(cfg).training_hooks(cfg),
             SkippedFilesReport(),
             LowResultAdvice(),

@@ -4,6 +4,7 @@ from updetr_d2.modeling.backbone import TimmBackbone
 from updetr_d2.modeling.criterion import CRITERION_REGISTRY, SetCriterion
 from updetr_d2.modeling.matcher import MATCHER_REGISTRY, HungarianMatcher
 from updetr_d2.modeling.meta_arch import DETR, UPDETR, OneShotDETR, PanopticDETR
+from updetr_d2.modeling.vit_backbone import VisionTransformerBackbone
 
 __all__ = [
     "CRITERION_REGISTRY",
@@ -15,4 +16,5 @@ __all__ = [
     "PanopticDETR",
     "SetCriterion",
     "TimmBackbone",
+    "VisionTransformerBackbone",
 ]

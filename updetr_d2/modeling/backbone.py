@@ -85,7 +85,7 @@ class TimmBackbone(Backbone):
         freeze_at: int = 0,
     ) -> None:
         super().__init__()
-        timm = _import_timm()
+        timm = import_timm()
         net = _create_features_model(timm, name, in_channels)
         # The last feature of each stride; transformers have several of the same.
         indices = {_feature_name(r): i for i, r in enumerate(net.feature_info.reduction())}
@@ -166,22 +166,35 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
     )
 
 
-def _import_timm() -> ModuleType:
+def import_timm() -> ModuleType:
+    """
+    Raises:
+        ImportError: that says how to install it.
+    """
     try:
         import timm
         import timm.layers
     except ImportError:
         raise ImportError(
-            "MODEL.BACKBONE.NAME build_timm_backbone needs the timm library: pip install updetr_d2[timm]."
+            "MODEL.BACKBONE.NAME build_timm_backbone and build_timm_vit_backbone need the timm library: "
+            "pip install updetr_d2[timm]."
         ) from None
     return timm
 
 
-def _create_features_model(timm: ModuleType, name: str, in_channels: int, **options: Any) -> Any:
-    """One of timm's networks with ``feature_info``; timm has no types."""
+def check_timm_name(timm: ModuleType, name: str) -> None:
+    """
+    Raises:
+        ValueError: if timm has no such model, with similar names.
+    """
     if not timm.is_model(name):
         similar = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.4)
         raise ValueError(f"`name` is '{name}', which timm does not have; similar names: {similar}.")
+
+
+def _create_features_model(timm: ModuleType, name: str, in_channels: int, **options: Any) -> Any:
+    """One of timm's networks with ``feature_info``; timm has no types."""
+    check_timm_name(timm, name)
     if name.split(".")[0] in timm.list_models(module="vision_transformer"):
         options["dynamic_img_size"] = True  # else images of one size only
     try:

@@ -149,10 +149,16 @@ ODD_INDICES = (
     *("", "{", "[]", '{"root": 1}', '{"root": "R", "folders": {"": 3}}'),
     *(
         f'{{"root": "R", "folders": {{"": {entry}}}}}'
-        for entry in ("[1, 2, 3]", '["x", [], []]', "[1, [], [5]]")
+        for entry in (
+            "[1, 2, 3, 4]",
+            '["x", [], [], {}]',
+            "[1, [], [5], {}]",
+            '[1, [], [], {".a": "b"}]',
+            "[1, [], []]",
+        )
     ),
-    '{"root": "R", "folders": {"": [MTIME, [], ["../../x.jpg"]]}}',
-    '{"root": "R", "folders": {"": [MTIME, [".."], []]}}',
+    '{"root": "R", "folders": {"": [MTIME, [], ["../../x.jpg"], {}]}}',
+    '{"root": "R", "folders": {"": [MTIME, [".."], [], {}]}}',
 )
 
 
@@ -204,3 +210,34 @@ def test_real_images_can_be_read(tmp_path):
     Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
     with Image.open(load_image_folder(str(tmp_path))[0]["file_name"]) as image:
         assert image.size == (20, 20)
+
+
+def test_files_of_other_kinds_are_counted_and_those_that_look_like_images_are_named(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setattr(
+        image_folder, "extensions", lambda optional=False: (".jpg", ".heic") if optional else (".jpg",)
+    )
+    folder = tmp_path / "photos"
+    for name in ("a.jpg", "b.HEIC", "sub/c.heic", "d.gif", "sub/e.txt", "sub/f.TXT", "README", ".DS_Store"):
+        make(folder, name)
+    age(folder)
+    caplog.set_level("INFO")
+    for _ in range(2):  # the second one from the index
+        caplog.clear()
+        assert names_of(load_image_folder(str(folder))) == ["a.jpg"]
+        assert "not read: 2 .heic (pip install pillow-heif reads them), 1 .gif" in caplog.text
+        assert "Other files below" in caplog.text and "2 .txt, 1 without an extension" in caplog.text
+    # Once the plugin is there the index need not be made again.
+    monkeypatch.setattr(image_folder, "extensions", lambda optional=False: (".jpg", ".heic"))
+    caplog.clear()
+    assert len(load_image_folder(str(folder))) == 3
+    assert ".heic" not in caplog.text
+
+
+def test_a_folder_of_unread_kinds_alone_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    make(tmp_path / "photos", "a.cr2")
+    with pytest.raises(ValueError, match=r"has no images \(\.jpg.*\), but 1 \.cr2"):
+        load_image_folder(str(tmp_path / "photos"))

@@ -5,24 +5,26 @@ import json
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from torch.utils.data import Dataset
 
 from updetr_d2.data.datasets.packed_names import PackedNames
+from updetr_d2.data.transforms.image_kinds import extensions, not_read
 from updetr_d2.utils.cache import cache_folder
 from updetr_d2.utils.files import write_text
 
 logger = logging.getLogger(__name__)
 
-EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
 # A folder changed this shortly (ns) before it was read may change again within the clock tick of its file
 # system without a new modification time, so its entry is not trusted the next time.
 _MTIME_MARGIN = 2_000_000_000
 
-# What is known of one folder: modification time (ns), names of the subfolders, names of the images.
-_Entry = tuple[int, list[str], list[str]]
+# What is known of one folder: modification time (ns), names of the subfolders, names of the images, those
+# that only a plugin reads among them, and the number of other files by extension.
+_Entry = tuple[int, list[str], list[str], dict[str, int]]
 
 
 class ImageFolder(Dataset):
@@ -52,8 +54,9 @@ class ImageFolder(Dataset):
 def load_image_folder(root: str) -> ImageFolder:
     """List the images below a folder, from the cached index where the folders have not changed.
 
-    Images are JPEG, PNG, WebP, BMP and TIFF files by extension. Symbolic links are followed; a folder that is
-    reached twice, as in a cycle of links, counts once.
+    Images are JPEG, PNG, WebP, BMP, TIFF and AVIF files by extension, HEIC and JPEG XL where Pillow has the
+    plugin; the log counts all others. Symbolic links are followed; a folder that is reached twice, as in a
+    cycle of links, counts once.
 
     Args:
         root: the folder; ``~`` is expanded.
@@ -68,14 +71,18 @@ def load_image_folder(root: str) -> ImageFolder:
     started = time.perf_counter()
     known = _read_index(root)
     tree = _scan(root, known)
+    readable = extensions()
     names = [
         os.path.join(folder, image) if folder else image
-        for folder, (_, _, images) in tree.items()
+        for folder, (_, _, images, _) in tree.items()
         for image in images
+        if image.lower().endswith(readable)
     ]
+    images, others = not_read(_other_files(tree, readable))
     if not names:
+        found = f", but {images or others}" if images or others else ""
         raise ValueError(
-            f"The folder {root} has no images ({', '.join(EXTENSIONS)}): check the path in DATASETS."
+            f"The folder {root} has no images ({', '.join(readable)}){found}: check the path in DATASETS."
         )
     if tree != known:
         _write_index(root, tree)
@@ -83,6 +90,10 @@ def load_image_folder(root: str) -> ImageFolder:
         "Found %d images in %d folders below %s in %.1f s",
         *(len(names), len(tree), root, time.perf_counter() - started),
     )
+    if images:
+        logger.warning("Files below %s that are not read: %s", root, images)
+    if others:
+        logger.info("Other files below %s: %s", root, others)
     return ImageFolder(root, names)
 
 
@@ -120,15 +131,29 @@ def _scan(root: str, known: dict[str, _Entry]) -> dict[str, _Entry]:
 
 def _list_folder(path: str, mtime: int) -> _Entry:
     folders, images = [], []
+    others: Counter[str] = Counter()
+    endings = extensions(optional=True)
     with os.scandir(path) as entries:
         for entry in entries:
+            name = entry.name.lower()
             if entry.is_dir():
                 folders.append(entry.name)
-            elif entry.name.lower().endswith(EXTENSIONS) and entry.is_file():
+            elif name.endswith(endings) and entry.is_file():
                 images.append(entry.name)
+            elif not name.startswith("."):
+                others[os.path.splitext(name)[1]] += 1
     if time.time_ns() - mtime < _MTIME_MARGIN:
         mtime = -1
-    return mtime, sorted(folders), sorted(images)
+    return mtime, sorted(folders), sorted(images), dict(others)
+
+
+def _other_files(tree: dict[str, _Entry], readable: tuple[str, ...]) -> Iterator[tuple[str, int]]:
+    """Extensions of the files that are not read and how many there are, again and again."""
+    for _, _, images, others in tree.values():
+        yield from others.items()
+        yield from (
+            (os.path.splitext(name.lower())[1], 1) for name in images if not name.lower().endswith(readable)
+        )
 
 
 def _index_file(root: str) -> Path:
@@ -147,9 +172,11 @@ def _read_index(root: str) -> dict[str, _Entry]:
 def _is_entry(entry: tuple) -> bool:
     """Whether what was read has the form of an :data:`_Entry` and names nothing outside of its folder."""
     if (
-        len(entry) != 3
+        len(entry) != 4
         or not isinstance(entry[0], int)
-        or not all(isinstance(each, list) for each in entry[1:])
+        or not all(isinstance(each, list) for each in entry[1:3])
+        or not isinstance(entry[3], dict)
+        or not all(isinstance(count, int) for count in entry[3].values())
     ):
         return False
     names = (*entry[1], *entry[2])

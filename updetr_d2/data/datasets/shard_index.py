@@ -15,8 +15,8 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from detectron2.utils.file_io import PathHandler, PathManager
 
-from updetr_d2.data.datasets.image_folder import EXTENSIONS
 from updetr_d2.data.datasets.remote_files import is_remote, open_remote, read_range, remote_status
+from updetr_d2.data.transforms.image_kinds import extensions
 from updetr_d2.utils.cache import cache_folder
 from updetr_d2.utils.files import replacing
 
@@ -149,7 +149,7 @@ def _scan_members(
 
 def _is_image(name: str) -> bool:
     base = os.path.basename(name)
-    return base.lower().endswith(EXTENSIONS) and not base.startswith("._")  # "._x" are notes of macOS
+    return base.lower().endswith(extensions()) and not base.startswith("._")  # "._x" are notes of macOS
 
 
 def _cache_file(shard: str) -> Path | None:

@@ -68,6 +68,7 @@ def _build(cfg: CfgNode, wanted: Sequence[str]) -> tuple[Backbone, list[str]]:
     """The backbone and which of the features it has; Detectron2's ResNets and timm's are told to give them."""
     keys = {
         "build_timm_backbone": "MODEL.TIMM.OUT_FEATURES",
+        "build_timm_vit_backbone": "MODEL.TIMM.OUT_FEATURES",
         "build_resnet_backbone": "MODEL.RESNETS.OUT_FEATURES",
     }
     key = keys.get(cfg.MODEL.BACKBONE.NAME)

@@ -15,13 +15,10 @@ from detectron2.utils.logger import log_first_n
 from PIL import ExifTags, Image, ImageOps
 from torchvision.io import ImageReadMode, decode_jpeg
 
+from updetr_d2.data.transforms.image_kinds import formats
 from updetr_d2.data.transforms.read_options import DecodingTimeoutError, ReadOptions, time_limit
 from updetr_d2.utils.files import refuse_special_file
 
-# Formats that are decoded, whatever the extension says, beside GIF if it is asked for. Others of Pillow's stay
-# closed on purpose: some start external programs (EPS) and none is used for photographs. JPEG includes the MPO
-# files of phones.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
 _GIF_STARTS = (b"GIF87a", b"GIF89a")
 # No image of sense has more bytes for each pixel than RGBA of 16 bits without compression.
 _MAX_BYTES_PER_PIXEL = 8
@@ -182,7 +179,7 @@ def _read_file(file_name: str, options: ReadOptions) -> bytes:
 
 
 def _formats(options: ReadOptions) -> tuple[str, ...]:
-    return (*_FORMATS, "GIF") if options.read_gif else _FORMATS
+    return (*formats(), "GIF") if options.read_gif else formats()
 
 
 def _refusal(image: Image.Image, content: bytes, *, min_side: int, options: ReadOptions) -> str | None:

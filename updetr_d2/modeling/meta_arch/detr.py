@@ -208,7 +208,9 @@ class DETR(nn.Module):
         self, images: ImageList, batched_inputs: list[dict], targets: BatchTargets | None = None
     ) -> Outputs:
         """:meth:`detect` on a batch of samples."""
-        return self.detect(images.tensor, padding_mask(images), batched_inputs, targets)
+        return self.detect(
+            images.tensor, padding_mask(images), batched_inputs, targets, image_sizes=images.image_sizes
+        )
 
     def detect(
         self,
@@ -216,6 +218,8 @@ class DETR(nn.Module):
         image_padding: Tensor | None,
         batched_inputs: Sequence[dict] = (),
         targets: BatchTargets | None = None,
+        *,
+        image_sizes: Sequence[tuple[int, int]] | None = None,
     ) -> Outputs:
         """From normalized images to the outputs of all heads.
 
@@ -224,9 +228,10 @@ class DETR(nn.Module):
             image_padding: bool ``[B, H, W]``, True on padding, or None without padding.
             batched_inputs: the samples, for tasks whose queries depend on them.
             targets: in training, for denoising.
+            image_sizes: height and width of each image, for backbones that ask for them.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_detector):
-            features = self.extract_features(images)
+            features = self.extract_features(images, image_sizes)
             levels = self.transformer.project(self.input_proj, [features[name] for name in self.in_features])
             pyramid = Pyramid(
                 features=features,
@@ -262,8 +267,12 @@ class DETR(nn.Module):
         """Whether anything before the extra outputs may have a gradient."""
         return True
 
-    def extract_features(self, images: Tensor) -> dict[str, Tensor]:
-        """Backbone features of normalized images ``[B, 3, H, W]``."""
+    def extract_features(
+        self, images: Tensor, image_sizes: Sequence[tuple[int, int]] | None = None
+    ) -> dict[str, Tensor]:
+        """Backbone features of normalized images ``[B, 3, H, W]``, padded from ``image_sizes`` (height, width)."""
+        if getattr(self.backbone, "takes_image_sizes", False):
+            return self.backbone(images, image_sizes)
         return self.backbone(images)
 
     def make_queries(self, batched_inputs: Sequence[dict]) -> Queries:

@@ -33,7 +33,9 @@ class ObjectDETR(DETR):
         target_feature: name of that feature of the backbone; None for ``in_feature``.
         drop_iou: queries without a target whose box overlaps no target by more than this IoU do not count in the
             class loss (DropLoss, arXiv 2301.11320); 0 counts all.
-        freeze_backbone: change nothing of the CNN, neither weights nor BatchNorm statistics.
+        freeze_backbone: change nothing of the CNN, neither weights nor BatchNorm statistics; of a vision
+        transformer
+            the pyramid, which nobody has pre-trained, learns.
         **detr_args: as for :class:`DETR`.
 
     Raises:
@@ -69,7 +71,9 @@ class ObjectDETR(DETR):
         self.drop_iou = drop_iou
         self.freeze_backbone = freeze_backbone
         if freeze_backbone:
-            self.backbone.requires_grad_(False).eval()
+            getattr(self.backbone, "freeze_pretrained", lambda: self.backbone.requires_grad_(False))()
+            self.backbone.eval()
+        self.trains_backbone = any(parameter.requires_grad for parameter in self.backbone.parameters())
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -88,9 +92,11 @@ class ObjectDETR(DETR):
             self.backbone.eval()
         return self
 
-    def extract_features(self, images: Tensor) -> dict[str, Tensor]:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_backbone):
-            return super().extract_features(images)
+    def extract_features(
+        self, images: Tensor, image_sizes: Sequence[tuple[int, int]] | None = None
+    ) -> dict[str, Tensor]:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_backbone):
+            return super().extract_features(images, image_sizes)
 
     def encode_crops(self, batched_inputs: Sequence[dict], feature: str) -> tuple[Tensor, ...]:
         """A globally pooled feature of what the boxes show, all crops of a batch in one pass.
@@ -103,7 +109,7 @@ class ObjectDETR(DETR):
             ``[m, D]`` of each image.
         """
         patches = torch.cat([x["patches"].to(self.device, non_blocking=True) for x in batched_inputs])
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_backbone):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_backbone):
             pooled = self.backbone(self.normalize(patches))[feature].mean(dim=(2, 3))
         return pooled.split([len(x["patches"]) for x in batched_inputs])
 

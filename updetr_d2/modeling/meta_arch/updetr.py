@@ -107,7 +107,7 @@ class UPDETR(ObjectDETR, PatchQueryDETR):
                 f"Images with {min(counts)} to {max(counts)} query patches were given; the model takes 1 to "
                 f"{self.num_patches} (MODEL.UPDETR.NUM_PATCHES)."
             )
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_backbone):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_backbone):
             return nn.utils.rnn.pad_sequence(list(self.pooled_patches(batched_inputs)), batch_first=True)
 
     def compose_queries(self, patch_features: Tensor) -> Queries:
