@@ -46,6 +46,25 @@ def test_all_labels_are_divided_for_choosing(labels, tmp_path):
     assert [len(files[f"a.1-{part}.json"]["images"]) for part in ("train", "held-out")] == [3, 1]
 
 
+def test_images_that_nobody_has_labeled_do_not_count_as_background(labels, tmp_path, capsys):
+    content = json.loads((tmp_path / "a.json").read_text())
+    empty = {content["images"][1]["id"], content["images"][3]["id"]}
+    content["annotations"] = [each for each in content["annotations"] if each["image_id"] not in empty]
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    status, _ = run(labels, tmp_path, "--held-out", "0.5")
+    assert status == 0 and "2 of 4 images have no object: say --labeled-only" in capsys.readouterr().out
+
+    status, files = run(labels, tmp_path / "clean", "--held-out", "0.5", "--labeled-only")
+    assert status == 0 and "have no object" not in capsys.readouterr().out
+    assert {each["id"] for each in files["a-unlabeled.json"]["images"]} == empty
+    assert not files["a-unlabeled.json"]["annotations"]
+    parts = [
+        {each["id"] for each in files[f"a{part}.json"]["images"]} for part in (".1-train", ".1-held-out")
+    ]
+    assert [len(part) for part in parts] == [1, 1] and not empty & (parts[0] | parts[1])
+    assert len(files["a-labeled.json"]["images"]) == 2
+
+
 def test_odd_labels_are_repaired_first(labels, tmp_path):
     content = json.loads((tmp_path / "a.json").read_text())
     content["annotations"][0]["bbox"] = ["2", "2", "20", "20"]

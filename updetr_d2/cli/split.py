@@ -3,12 +3,14 @@
     updetr split --labels train.json@images --output splits --percent 1 5 10 --seeds 1 2 3 4 5
     updetr split --labels train.json@images --output splits --images-per-class 5 --seeds 1
     updetr split --labels train.json@images --output splits --shots 1 5 10 --held-out 0.2
+    updetr split --labels export.json@images --output splits --labeled-only --held-out 0.2
 
 ``--percent`` writes the files of Soft Teacher's script, with its random numbers: ``train.FOLD@PERCENT.json`` and
 ``train.FOLD@PERCENT-unlabeled.json``. ``--shots`` keeps exactly so many objects of each class, as TFA does, and
 ``--images-per-class`` whole images. ``--held-out`` divides each part once more: ``...-train.json`` to train on and
 ``...-held-out.json`` to choose settings by, so that the test set is left for the end. The same labels and seed
-give the same files everywhere.
+give the same files everywhere. ``--labeled-only`` is for exports of an annotation tool that hold images which
+nobody has labeled yet: they go into ``...-unlabeled.json`` beforehand, instead of counting as background.
 """
 
 import argparse
@@ -22,6 +24,7 @@ from detectron2.utils.logger import setup_logger
 from tabulate import tabulate
 
 from updetr_d2.data.datasets import label_splits
+from updetr_d2.data.datasets.classes import MANY_EMPTY
 from updetr_d2.data.datasets.label_splits import Labels
 from updetr_d2.utils.files import write_text
 
@@ -42,6 +45,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--shots", nargs="+", type=int, default=[], metavar="K", help="objects of each class")
     parser.add_argument("--held-out", type=float, metavar="SHARE", help="of each part, for choosing settings")
     parser.add_argument(
+        "--labeled-only", action="store_true", help="images without an object are not labeled yet"
+    )
+    parser.add_argument(
         "--seeds", "--folds", nargs="+", type=int, default=[1], metavar="N", help="default: %(default)s"
     )
     return parser
@@ -49,6 +55,11 @@ def get_parser() -> argparse.ArgumentParser:
 
 def parts(labels: Labels, args: argparse.Namespace) -> Iterator[tuple[str, Labels]]:
     """Name and content of the files that the command line asks for."""
+    if args.labeled_only:
+        labeled = labels.labeled_images()
+        yield f"{labels.stem}-labeled", labels.part(labeled)
+        yield f"{labels.stem}-unlabeled", labels.without(labeled)
+        labels = labels.part(labeled)
     for seed in args.seeds:
         whole = not (args.percent or args.images_per_class or args.shots)
         chosen: list[tuple[str, Labels]] = [(f"{labels.stem}.{seed}", labels)] if whole else []
@@ -77,8 +88,11 @@ def check_arguments(args: argparse.Namespace) -> None:
     Raises:
         ValueError: naming the option.
     """
-    if not (args.percent or args.images_per_class or args.shots or args.held_out is not None):
-        raise ValueError("Say how to divide: --percent, --images-per-class, --shots or --held-out.")
+    ways = (args.percent, args.images_per_class, args.shots, args.labeled_only)
+    if not any(ways) and args.held_out is None:
+        raise ValueError(
+            "Say how to divide: --percent, --images-per-class, --shots, --held-out or --labeled-only."
+        )
     for option, values in (("--images-per-class", args.images_per_class), ("--shots", args.shots)):
         if any(value < 1 for value in values):
             raise ValueError(f"{option} must be at least 1.")
@@ -99,6 +113,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         check_arguments(args)
         labels = Labels.read(args.labels, option="--labels")
+        num_empty = len(labels.images) - len(labels.labeled_images())
+        if num_empty >= MANY_EMPTY * len(labels.images) and not args.labeled_only:
+            logger.warning(
+                "%d of %d images have no object: say --labeled-only if nobody has labeled them yet, or they will "
+                "count as background in training and in the held-out part.",
+                *(num_empty, len(labels.images)),
+            )
         rows = []
         for name, part in list(parts(labels, args)):  # all or nothing
             write_labels(part, args.output / f"{name}.json")

@@ -297,3 +297,34 @@ def test_roboflow_s_category_above_all_others_is_no_class(tmp_path, root, parent
     ]
     labels = Labels.read(export(tmp_path, ["a.jpg"], categories=categories), option="--labels")
     assert labels.class_names == ["pests"] * kept + ["ant", "bee"]
+
+
+def test_lvis_names_its_images_by_url_and_says_that_not_all_objects_are_labeled(tmp_path, capsys):
+    (tmp_path / "coco" / "train2017").mkdir(parents=True)
+    (tmp_path / "coco" / "val2017").mkdir()
+    images, annotations = [], []
+    for number, folder in ((1, "train2017"), (2, "val2017")):
+        Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "coco" / folder / f"{number:012d}.jpg")
+        url = f"http://images.cocodataset.org/{folder}/{number:012d}.jpg"
+        exhaustive = {"neg_category_ids": [], "not_exhaustive_category_ids": [2] * (number - 1)}
+        images.append({"id": number, "width": WIDTH, "height": HEIGHT, "coco_url": url, **exhaustive})
+        box = {"bbox": [8.0, 8.0, 20.0, 10.0], "area": 200.0, "segmentation": [[8, 8, 28, 8, 28, 18, 8, 18]]}
+        annotations.append({"id": number, "image_id": number, "category_id": number, **box})
+    categories = [
+        {"id": i, "name": name, "synset": f"{name}.n.01", "frequency": "r"}
+        for i, name in ((1, "aerosol can"), (2, "bee"))
+    ]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (tmp_path / "lvis_v1_train.json").write_text(json.dumps(content))
+    name = f"coco:{tmp_path}/lvis_v1_train.json@{tmp_path}/coco"
+    assert import_labels.main([name, "--output", str(tmp_path / "labels")]) == 0
+    said = capsys.readouterr().out
+    ensure_registered([name])
+    dicts = DatasetCatalog.get(name)
+    assert [os.path.relpath(each["file_name"], tmp_path / "coco") for each in dicts] == [
+        "train2017/000000000001.jpg",
+        "val2017/000000000002.jpg",
+    ]
+    assert [each["annotations"][0]["category_id"] for each in dicts] == [0, 1]
+    assert MetadataCatalog.get(name).thing_classes == ["aerosol can", "bee"]
+    assert "not all objects labeled, as in LVIS" in said and "val2017/000000000002.jpg" in said

@@ -12,7 +12,7 @@ from updetr_d2.data.datasets.panoptic_classes import PanopticClasses, is_panopti
 logger = logging.getLogger(__name__)
 
 # Of the images of a training set; deliberate backgrounds are fewer.
-_MANY_EMPTY = 1 / 3
+MANY_EMPTY = 1 / 3
 
 
 def derive_num_classes(cfg: CfgNode, dataset_names: Sequence[str], *, key: str) -> CfgNode:
@@ -123,7 +123,7 @@ def advise_empty_images(dataset_dicts: Sequence[dict], *, left_out: bool) -> Non
     num_empty = sum(
         all(each.get("iscrowd", 0) for each in dataset_dict["annotations"]) for dataset_dict in dataset_dicts
     )
-    if num_empty < _MANY_EMPTY * len(dataset_dicts):
+    if num_empty < MANY_EMPTY * len(dataset_dicts):
         return
     counts = (num_empty, len(dataset_dicts))
     if left_out:

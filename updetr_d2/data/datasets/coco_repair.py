@@ -96,7 +96,7 @@ def repair_annotations(content: dict, *, json_file: str, image_folder: str) -> t
     """
     report = RepairReport()
     categories = _repair_categories(_without_root(content, report), json_file, report)
-    images = _repair_images(content["images"], image_folder, report)
+    images = _repair_images(_named_images(content["images"], report), image_folder, report)
     if not images:
         raise AnnotationError(
             f"None of the {len(content['images'])} images of {json_file} can be used: "
@@ -179,6 +179,23 @@ def _repair_categories(categories: list[dict], json_file: str, report: RepairRep
         if count > 1:
             report.note("category name used more than once", name)
     return repaired
+
+
+def _named_images(images: list[dict], report: RepairReport) -> list[dict]:
+    """Images with a ``file_name``, which those of LVIS have in their ``coco_url`` alone."""
+    named = []
+    for image in images:
+        url = image.get("coco_url")
+        if "file_name" not in image and isinstance(url, str) and "/" in url:
+            image = {**image, "file_name": "/".join(url.split("/")[-2:])}  # "train2017/000000391895.jpg"
+            report.add("file_name as in LVIS: taken from coco_url", url)
+        if image.get("not_exhaustive_category_ids"):
+            report.note(
+                "not all objects labeled, as in LVIS (COCO's AP counts boxes of the others as wrong)",
+                image.get("file_name", "?"),
+            )
+        named.append(image)
+    return named
 
 
 def _repair_images(images: list[dict], image_folder: str, report: RepairReport) -> dict[str, dict]:

@@ -83,6 +83,10 @@ class Labels:
         """The other images, as a list without labels."""
         return self.part({image["id"] for image in self.images} - set(image_ids), labeled=False)
 
+    def labeled_images(self) -> set:
+        """Ids of the images with an annotation."""
+        return {each["image_id"] for each in self.content["annotations"]}
+
     def image_ids_by_class(self) -> dict[int, list]:
         """Category id -> ids of the images with such an object, both in the order of the ids in the file."""
         with_class: dict[int, set] = {category["id"]: set() for category in self._categories()}
