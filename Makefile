@@ -12,11 +12,12 @@ RUN := $(or $(OWN_PYTHON),$(VENV)/bin/python)
 READY := $(if $(OWN_PYTHON),.python,$(VENV)/.ready)
 # Gradio is installed into .venv only; an environment of your own gets nothing but this package.
 DEMO_READY := $(if $(OWN_PYTHON),.python,$(VENV)/.demo-ready)
+DOCS_READY := $(if $(OWN_PYTHON),.python,$(VENV)/.docs-ready)
 # One process a core, one file a process; each works with one thread.
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
-SOURCES := updetr_d2 tools demo benchmarks docs/figures tests setup.py
+SOURCES := updetr_d2 tools demo benchmarks docs tests setup.py
 
-.PHONY: help setup setup-demo quickstart demo figures test test-fast test-all docs-check lock lint format clean
+.PHONY: help setup setup-demo setup-docs docs quickstart demo figures test test-fast test-all docs-check lock lint format clean
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,7 +38,16 @@ $(VENV)/.ready: requirements-lock.txt requirements-detectron2.txt setup.py pypro
 quickstart: $(READY)  ## pre-train a small UP-DETR on generated scenes, fine-tune it, compare (minutes)
 	@$(RUN) tools/quickstart.py
 
-setup-demo: $(DEMO_READY)  ## install what the demo page, its tests and the figures need
+setup-setup-docs: $(DOCS_READY)  ## install what the site of docs/ needs
+
+$(VENV)/.docs-ready: requirements-docs.txt $(VENV)/.ready
+	@$(VENV)/bin/python tools/setup_environment.py docs $(VENV)
+	@touch $@
+
+docs: $(DOCS_READY)  ## the pages of docs/ as a site in output/site; every link must lead somewhere
+	@$(RUN) -m mkdocs build --quiet --strict && echo "output/site/index.html"
+
+demo: $(DEMO_READY)  ## install what the demo page, its tests and the figures need
 
 $(VENV)/.demo-ready: requirements-demo.txt $(VENV)/.ready
 	@$(VENV)/bin/python tools/setup_environment.py demo $(VENV)

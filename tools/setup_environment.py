@@ -3,10 +3,11 @@
 
     python3 tools/setup_environment.py default .venv   a virtual environment with the pinned packages
     python3 tools/setup_environment.py demo .venv      adds what the demo page needs to it
+    python3 tools/setup_environment.py docs .venv      adds what the site of docs/ needs to it
     python tools/setup_environment.py own              only this package, into the environment that runs this
     python tools/setup_environment.py lock             write requirements-lock.txt anew from requirements.txt
 
-The first two are repeated whenever the pins change. On Linux the first installs only files whose hashes are in
+The first three are repeated whenever the pins change. On Linux the first installs only files whose hashes are in
 requirements-lock.txt; --no-hashes at its end installs requirements.txt without (mirrors with files of their own).
 """
 
@@ -55,8 +56,8 @@ def main() -> None:
         write_lock()
     elif sys.argv[1:2] == ["default"] and sys.argv[3:] in ([], ["--no-hashes"]):
         make_default_environment(Path(sys.argv[2]), check_hashes=sys.platform == "linux" and not sys.argv[3:])
-    elif sys.argv[1:2] == ["demo"] and len(sys.argv) == 3:
-        install_requirements(Path(sys.argv[2]) / "bin" / "python", "requirements-demo.txt")
+    elif sys.argv[1:2] in (["demo"], ["docs"]) and len(sys.argv) == 3:
+        install_requirements(Path(sys.argv[2]) / "bin" / "python", f"requirements-{sys.argv[1]}.txt")
     else:
         sys.exit(__doc__)
 

@@ -1,6 +1,7 @@
 """``updetr split``: names and contents of its files, from odd labels too."""
 
 import json
+import logging
 
 import pytest
 from detectron2.data import DatasetCatalog
@@ -46,16 +47,19 @@ def test_all_labels_are_divided_for_choosing(labels, tmp_path):
     assert [len(files[f"a.1-{part}.json"]["images"]) for part in ("train", "held-out")] == [3, 1]
 
 
-def test_images_that_nobody_has_labeled_do_not_count_as_background(labels, tmp_path, capsys):
+def test_images_that_nobody_has_labeled_do_not_count_as_background(labels, tmp_path, caplog, monkeypatch):
     content = json.loads((tmp_path / "a.json").read_text())
     empty = {content["images"][1]["id"], content["images"][3]["id"]}
     content["annotations"] = [each for each in content["annotations"] if each["image_id"] not in empty]
     (tmp_path / "a.json").write_text(json.dumps(content))
+    split.setup_logger(name="updetr_d2")
+    monkeypatch.setattr(logging.getLogger("updetr_d2"), "propagate", True)
     status, _ = run(labels, tmp_path, "--held-out", "0.5")
-    assert status == 0 and "2 of 4 images have no object: say --labeled-only" in capsys.readouterr().out
+    assert status == 0 and "2 of 4 images have no object: say --labeled-only" in caplog.text
 
+    caplog.clear()
     status, files = run(labels, tmp_path / "clean", "--held-out", "0.5", "--labeled-only")
-    assert status == 0 and "have no object" not in capsys.readouterr().out
+    assert status == 0 and "have no object" not in caplog.text
     assert {each["id"] for each in files["a-unlabeled.json"]["images"]} == empty
     assert not files["a-unlabeled.json"]["annotations"]
     parts = [

@@ -208,7 +208,7 @@ def _check_plateau(solver: CfgNode) -> None:
         f"SOLVER.PLATEAU.PATIENCE is {patience}, which needs SOLVER.BEST_METRIC: set it to bbox/AP, for instance.",
     )
     _check(
-        not solver.HELD_PARAMETERS or solver.HELD_ITERS or patience,
+        bool(not solver.HELD_PARAMETERS or solver.HELD_ITERS or patience),
         f"SOLVER.HELD_PARAMETERS is {tuple(solver.HELD_PARAMETERS)}, but nothing says when they learn: set "
         "SOLVER.HELD_ITERS, or SOLVER.PLATEAU.PATIENCE.",
     )

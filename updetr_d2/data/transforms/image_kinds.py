@@ -72,7 +72,8 @@ def not_read(counts: Iterable[tuple[str, int]]) -> tuple[str, str]:
     for extension, count in counts:
         total[extension] += count
     ways = {ending: way for _, endings, _, way in _OPTIONAL for ending in endings}
-    images, others = [], []
+    images: list[str] = []
+    others: list[str] = []
     for extension, count in total.most_common():
         said = f"{count} {extension or 'without an extension'}"
         if extension in ways:
