@@ -38,7 +38,13 @@ $(VENV)/.ready: requirements-lock.txt requirements-detectron2.txt setup.py pypro
 quickstart: $(READY)  ## pre-train a small UP-DETR on generated scenes, fine-tune it, compare (minutes)
 	@$(RUN) tools/quickstart.py
 
-setup-setup-docs: $(DOCS_READY)  ## install what the site of docs/ needs
+setup-demo: $(DEMO_READY)  ## install what the demo page, its tests and the figures need
+
+$(VENV)/.demo-ready: requirements-demo.txt $(VENV)/.ready
+	@$(VENV)/bin/python tools/setup_environment.py demo $(VENV)
+	@touch $@
+
+setup-docs: $(DOCS_READY)  ## install what the site of docs/ needs
 
 $(VENV)/.docs-ready: requirements-docs.txt $(VENV)/.ready
 	@$(VENV)/bin/python tools/setup_environment.py docs $(VENV)
@@ -46,12 +52,6 @@ $(VENV)/.docs-ready: requirements-docs.txt $(VENV)/.ready
 
 docs: $(DOCS_READY)  ## the pages of docs/ as a site in output/site; every link must lead somewhere
 	@$(RUN) -m mkdocs build --quiet --strict && echo "output/site/index.html"
-
-demo: $(DEMO_READY)  ## install what the demo page, its tests and the figures need
-
-$(VENV)/.demo-ready: requirements-demo.txt $(VENV)/.ready
-	@$(VENV)/bin/python tools/setup_environment.py demo $(VENV)
-	@touch $@
 
 demo: $(DEMO_READY)  ## try the quickstart's models in the browser
 	@$(RUN) tools/demo_app.py

@@ -141,14 +141,17 @@ def test_two_stages_have_no_more_queries_than_tokens():
 
 
 @torch.no_grad()
-def test_levels_of_a_timm_backbone():
+@pytest.mark.parametrize("first", ["res2", "res3", "res5"])
+def test_levels_of_a_timm_backbone(first):
+    features = ["res2", "res3", "res4", "res5"]
+    features = features[features.index(first) :]
     pytest.importorskip("timm")
     options = (
         *("MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", "resnet18"),
-        *("MODEL.TIMM.OUT_FEATURES", ["res3", "res4", "res5"]),
-        *("MODEL.DEFORMABLE.IN_FEATURES", ("res3", "res4", "res5"), "MODEL.DEFORMABLE.NUM_LEVELS", 4),
+        *("MODEL.TIMM.OUT_FEATURES", features),
+        *("MODEL.DEFORMABLE.IN_FEATURES", features, "MODEL.DEFORMABLE.NUM_LEVELS", 4),
     )
-    heads = seeded_model("DETR", *TWO_STAGE, *options).eval().forward_heads([random_sample(64, 64)])
+    heads = seeded_model("DETR", *TWO_STAGE, *options).eval().forward_heads([random_sample(128, 128)])
     assert heads["pred_boxes"].shape == (2, 1, 20, 4)
 
 
