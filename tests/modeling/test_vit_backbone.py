@@ -10,6 +10,7 @@ from helpers import DEFORMABLE, DINO, TWO_STAGE, random_sample, tiny_cfg, tiny_m
 from torch import nn
 
 from updetr_d2.checkpoint.conversions import convert
+from updetr_d2.cli.export import export_onnx
 from updetr_d2.config.build import arguments_as_keys
 from updetr_d2.engine.optimizer import build_optimizer, layer_of
 from updetr_d2.modeling.vit_backbone import VisionTransformerBackbone
@@ -184,6 +185,11 @@ def test_names_that_do_not_exist_are_reported_with_those_that_do(name, features,
     with pytest.raises(ValueError) as error, arguments_as_keys():
         VisionTransformerBackbone(name=name, out_features=features)
     assert all(word in str(error.value) for word in words)
+
+
+def test_export_is_refused_since_it_could_not_keep_padding_out():
+    with pytest.raises(ValueError, match=r"one by one, which ONNX cannot hold"):
+        export_onnx(tiny_model("DETR", *VIT), "never_written.onnx")
 
 
 def test_sides_that_are_no_multiples_of_the_patch_are_refused():

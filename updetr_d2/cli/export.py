@@ -63,6 +63,11 @@ def export_onnx(model: nn.Module, path: str, *, metadata: dict[str, str] | None 
             f"Only MODEL.META_ARCHITECTURE DETR can be exported, not {type(model).__name__}; of a PanopticDETR "
             "the boxes can, with MODEL.META_ARCHITECTURE DETR."
         )
+    if getattr(model.backbone, "takes_image_sizes", False):
+        raise ValueError(
+            f"{type(model.backbone).__name__} (MODEL.BACKBONE.NAME) takes the images of a batch one by one, which "
+            "ONNX cannot hold: models with a CNN can be exported."
+        )
     divisor = max(model.backbone.size_divisibility, 1)
     wrapper = TensorDETR(model.cpu()).eval()
     height, width = (side - side % -divisor for side in EXAMPLE_SIZE)
