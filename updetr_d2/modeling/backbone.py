@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from updetr_d2.modeling.fast.timm_folding import FoldedTimmNet
 
-__all__ = ["TimmBackbone", "build_backbone", "build_timm_backbone"]
+__all__ = ["TimmBackbone", "build_backbone", "build_timm_backbone", "pretrained_part"]
 
 
 def build_backbone(cfg: CfgNode) -> Backbone:
@@ -55,6 +55,12 @@ def recompute_stages(backbone: Backbone) -> None:
     backbone.stages = [RecomputedStage(*stage.children()) for stage in backbone.stages]
     for name, stage in zip(backbone.stage_names, backbone.stages):
         setattr(backbone, name, stage)
+
+
+def pretrained_part(backbone: nn.Module) -> nn.Module:
+    """What of a backbone has been trained elsewhere: all of it, or what it says itself."""
+    part: nn.Module = getattr(backbone, "pretrained_part", backbone)
+    return part
 
 
 class TimmBackbone(Backbone):

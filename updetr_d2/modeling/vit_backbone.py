@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone.vit import SimpleFeaturePyramid
-from torch import Tensor
+from torch import Tensor, nn
 
 from updetr_d2.modeling.backbone import check_timm_name, import_timm
 
@@ -135,9 +135,11 @@ class VisionTransformerBackbone(Backbone):
         """Sides of images must be multiples of the patch's and of the largest stride."""
         return self._divisor
 
-    def freeze_pretrained(self) -> None:
-        """Train the pyramid alone from now on."""
-        self._tokens[0].vit.requires_grad_(False)
+    @property
+    def pretrained_part(self) -> nn.Module:
+        """The transformer, without the pyramid."""
+        vit: nn.Module = self._tokens[0].vit
+        return vit
 
     def forward(
         self, images: Tensor, image_sizes: Sequence[tuple[int, int]] | None = None

@@ -12,6 +12,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
+from updetr_d2.modeling.backbone import pretrained_part
 from updetr_d2.modeling.meta_arch.detr import DETR
 from updetr_d2.modeling.mlp import MLP
 from updetr_d2.modeling.outputs import Outputs
@@ -71,7 +72,7 @@ class ObjectDETR(DETR):
         self.drop_iou = drop_iou
         self.freeze_backbone = freeze_backbone
         if freeze_backbone:
-            getattr(self.backbone, "freeze_pretrained", lambda: self.backbone.requires_grad_(False))()
+            pretrained_part(self.backbone).requires_grad_(False)
             self.backbone.eval()
         self.trains_backbone = any(parameter.requires_grad for parameter in self.backbone.parameters())
 
