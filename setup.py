@@ -7,7 +7,7 @@ setup(
     package_dir={"updetr_d2.configs": "configs"},
     package_data={
         "updetr_d2": ["py.typed"],
-        "updetr_d2.cli": ["*.jinja"],
+        "updetr_d2.report": ["*.jinja"],
         "updetr_d2.configs": ["**/*.yaml"],
     },
 )

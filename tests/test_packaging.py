@@ -45,7 +45,7 @@ def test_every_file_of_the_package_is_in_the_wheel(wheel):
         for path in (ROOT / "updetr_d2").rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert {"updetr_d2/py.typed", "updetr_d2/cli/report.html.jinja"} <= files
+    assert {"updetr_d2/py.typed", "updetr_d2/report/report.html.jinja"} <= files
     assert files <= set(wheel.namelist())
 
 

@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from errors_file import write_errors
 from helpers import SMALL_PRETRAINING, TOOLS, tiny_cfg
 from html_page import Page
 from PIL import Image
@@ -154,7 +155,10 @@ def test_a_real_run_is_told_with_its_command(tool, tmp_path):
     assert recipe in told and f"'{data}'" in told
 
 
-FILES = ("config.yaml", "log.txt", "metrics.json", "inference/a/bbox_results.json", "pictures/0.png")
+FILES = (
+    *("config.yaml", "log.txt", "metrics.json", "inference/a/bbox_results.json", "pictures/0.png"),
+    *("inference/a/errors.json", "inference/a/errors/worst/0.jpg"),
+)
 
 
 def damage(content: bytes, rng: np.random.Generator) -> bytes:
@@ -173,7 +177,7 @@ def damage(content: bytes, rng: np.random.Generator) -> bytes:
     return re.sub(rb"\d+", value, content)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(16))
 def test_a_damaged_run_folder_has_a_page_all_the_same(tmp_path, seed):
     rng = np.random.default_rng(seed)
     for file in FILES:
@@ -185,7 +189,9 @@ def test_a_damaged_run_folder_has_a_page_all_the_same(tmp_path, seed):
     records = [{"iteration": i, "total_loss": 1.5, "bbox/AP": 2.5} for i in range(3)]
     (tmp_path / "metrics.json").write_text("".join(json.dumps(record) + "\n" for record in records))
     (tmp_path / "inference/a/bbox_results.json").write_text(json.dumps({"AP": 12.5}))
-    Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(tmp_path / "pictures/0.png")
+    for picture in ("pictures/0.png", "inference/a/errors/worst/0.jpg"):
+        Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(tmp_path / picture)
+    write_errors(tmp_path / "inference/a/errors.json")
     for file in rng.choice(FILES, size=2, replace=False):
         (tmp_path / file).write_bytes(damage((tmp_path / file).read_bytes(), rng))
     assert report.main([str(tmp_path)]) == 0

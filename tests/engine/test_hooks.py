@@ -12,7 +12,13 @@ from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
 from updetr_d2.checkpoint.run_files import SaveError
 from updetr_d2.data.loading.samples import SkippedFiles
 from updetr_d2.engine import hooks
-from updetr_d2.engine.hooks import CheckpointHook, DataTimeAdvice, MetricsWriter, SkippedFilesReport
+from updetr_d2.engine.hooks import (
+    CheckpointHook,
+    DataTimeAdvice,
+    MetricsWriter,
+    ReportHook,
+    SkippedFilesReport,
+)
 
 
 class Loader:
@@ -170,3 +176,34 @@ def test_waiting_for_data_is_told_with_the_key_to_change(data_time, told, caplog
             "20 % of the time goes into waiting for data (data_time 0.200 s of 1.000 s)"
         )
         assert "raise DATALOADER.NUM_WORKERS (3)" in warnings[0]
+
+
+def run_report_hook(monkeypatch, *, eval_period, max_iter, stopped_after=None):
+    """The number of iterations done when the page was written."""
+    written = []
+    hook = ReportHook("run", eval_period=eval_period, period=20)
+    hook.trainer = SimpleNamespace(iter=0, max_iter=max_iter, stop_signals=SimpleNamespace(agreed=0))
+    monkeypatch.setattr(hooks, "write_report", lambda folder: written.append(hook.trainer.iter + 1))
+    for hook.trainer.iter in range(stopped_after or max_iter):
+        hook.after_step()
+    hook.trainer.stop_signals.agreed = 15 if stopped_after else 0
+    hook.after_train()
+    return written
+
+
+def test_the_page_is_written_once_the_metrics_of_an_evaluation_are(monkeypatch):
+    assert run_report_hook(monkeypatch, eval_period=30, max_iter=100) == [40, 60, 100]
+    assert run_report_hook(monkeypatch, eval_period=0, max_iter=50) == [50]
+    assert run_report_hook(monkeypatch, eval_period=20, max_iter=70) == [20, 40, 60, 70]
+
+
+def test_a_stopped_run_does_not_wait_for_its_page(monkeypatch):
+    assert run_report_hook(monkeypatch, eval_period=30, max_iter=100, stopped_after=35) == []
+
+
+def test_a_page_that_cannot_be_written_ends_nothing(monkeypatch, caplog, tmp_path):
+    hooks.write_report(str(tmp_path / "nowhere"))
+    assert "report.html was not written" in caplog.text
+    monkeypatch.setattr(hooks.comm, "is_main_process", lambda: False)
+    monkeypatch.setattr(hooks, "write_page", lambda *_, **__: pytest.fail("writes on another process"))
+    hooks.write_report(str(tmp_path))

@@ -5,28 +5,23 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from PIL import Image
 
-from updetr_d2.cli.report import inline_figure, inline_pixels, render_template
 from updetr_d2.comparison.jobs import duration
 from updetr_d2.comparison.results import AP, AP50, mean_curve, read_predictions
 from updetr_d2.comparison.study import Study
 from updetr_d2.data.datasets.label_splits import Labels
 from updetr_d2.data.transforms.image_io import read_image_rgb
-from updetr_d2.evaluation.detection_errors import ErrorSummary, above, classify, summarize
+from updetr_d2.evaluation.detection_errors import ErrorSummary, summarize
 from updetr_d2.evaluation.detection_matching import ImageResult, read_results
-from updetr_d2.visualization.comparison import (
-    BOX_COLORS,
-    draw_right_and_wrong,
-    plot_confusion,
-    plot_costs,
-    plot_over_labels,
-    plot_precision,
-)
+from updetr_d2.evaluation.error_examples import ImageCounts, choose_examples, count_images
+from updetr_d2.evaluation.error_report import draw_result
+from updetr_d2.report.errors import figures
+from updetr_d2.report.page import inline_figure, inline_pixels, render_template
+from updetr_d2.visualization.comparison import plot_over_labels
 from updetr_d2.visualization.curves import plot_curves
 
-NUM_PICTURES = 6
+NUM_PICTURES = 2  # of each group
 PAGE = "compare.html"
 
 
@@ -91,9 +86,8 @@ def render_page(
         rates=rate_rows(study),
         over_labels=inline_figure(plot_over_labels(over_labels(study), metric="AP")),
         over_iterations=over_iterations(study),
-        errors=errors_of(detections),
+        errors=figures({each.title: each.summary for each in detections.values()}) if detections else None,
         pictures=pictures(detections, test),
-        colors=BOX_COLORS,
         facts=facts,
         command=command,
     )
@@ -159,55 +153,28 @@ def over_iterations(study: Study) -> str | None:
     return inline_figure(plot_curves(curves, (AP, AP50))) if curves else None
 
 
-def errors_of(detections: dict[str, Detections]) -> dict | None:
-    """Figures and numbers of errors for the template."""
-    if not detections:
-        return None
-    summaries = {each.title: each.summary for each in detections.values()}
-    return {
-        "precision": inline_figure(plot_precision({t: s.precision for t, s in summaries.items()})),
-        "costs": inline_figure(plot_costs({title: s.costs for title, s in summaries.items()})),
-        "counts": [(title, f"{s.threshold:.2f}", list(s.counts.values())) for title, s in summaries.items()],
-        "kinds": list(next(iter(summaries.values())).counts),
-        "confusion": [
-            (title, inline_figure(plot_confusion(s.confusion, s.class_names)))
-            for title, s in summaries.items()
-        ],
-    }
-
-
 def pictures(detections: dict[str, Detections], test: Labels) -> list[tuple[str, list[tuple[str, str]]]]:
-    """File name of some test images, and for each contestant its title and the picture."""
+    """Group and file name of some test images, and for each contestant its title with the picture."""
+    if not detections:
+        return []
     classes = {category["id"]: category["name"] for category in test.content["categories"]}
-    shown = np.unique(np.linspace(0, len(test.images) - 1, NUM_PICTURES).round().astype(int))
+    counts = [count_images(each.results, each.summary.threshold) for each in detections.values()]
+    together = [sum(of_image, ImageCounts()) for of_image in zip(*counts)]
     rows = []
-    for index in shown if detections else ():
-        name = test.images[index]["file_name"]
-        image = read_image_rgb(os.path.join(test.image_folder, name))
-        row = [
-            (each.title, _picture(image, each.results[index], each.summary.threshold, classes))
-            for each in detections.values()
-        ]
-        rows.append((name, row))
+    for group, indices in choose_examples(together, NUM_PICTURES).items():
+        for index in indices:
+            name = test.images[index]["file_name"]
+            image = read_image_rgb(os.path.join(test.image_folder, name))
+            row = [
+                (
+                    f"{each.title}: {own[index].describe()}",
+                    inline_pixels(
+                        Image.fromarray(
+                            draw_result(image, each.results[index], each.summary.threshold, classes)
+                        )
+                    ),
+                )
+                for own, each in zip(counts, detections.values())
+            ]
+            rows.append((f"{group}: {name}", row))
     return rows
-
-
-def _picture(image: np.ndarray, result: ImageResult, threshold: float, classes: dict[int, str]) -> str:
-    result = above(result, threshold)
-    errors = classify(result)
-    captions = [
-        f"{classes[category]} {score:.2f}" for category, score in zip(result.classes.tolist(), result.scores)
-    ]
-    drawn = draw_right_and_wrong(
-        image,
-        boxes=_corners(result.boxes),
-        captions=captions,
-        kinds=errors.kinds,
-        missed=_corners(result.true_boxes[errors.missed]),
-    )
-    return inline_pixels(Image.fromarray(drawn))
-
-
-def _corners(boxes: np.ndarray) -> np.ndarray:
-    """XYXY of boxes with x, y, width, height."""
-    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)

@@ -23,6 +23,7 @@ from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
 from updetr_d2.checkpoint.run_files import check_writable
 from updetr_d2.config.files import find_config_file, merge_config_file
 from updetr_d2.data.datasets.names import ensure_registered
+from updetr_d2.engine.hooks import write_report
 from updetr_d2.engine.launch import launch
 from updetr_d2.engine.run_lock import lock_output_dir
 from updetr_d2.engine.trainer import UPDETRTrainer, kept_config
@@ -87,6 +88,7 @@ def evaluate(cfg: CfgNode, resume: bool) -> dict:
             checkpointer.resumed_from or cfg.MODEL.WEIGHTS,
         )
     results = UPDETRTrainer.test(cfg, model)
+    write_report(cfg.OUTPUT_DIR)
     if comm.is_main_process():
         verify_results(cfg, results)
     return results

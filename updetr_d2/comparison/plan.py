@@ -231,5 +231,6 @@ def _schedule(iterations: int, *, evaluations: int) -> tuple[str, ...]:
         # A kill costs a quarter of a training at most.
         *("SOLVER.CHECKPOINT_PERIOD", str(max(1, -(-iterations // 4))), "SOLVER.CHECKPOINT_EPOCHS", "0"),
         *("SOLVER.KEEP_CHECKPOINTS", "1"),
-        *("TEST.EVAL_PERIOD", str(period), "TEST.EVAL_EPOCHS", "0"),
+        # The page of the comparison has pictures of its own.
+        *("TEST.EVAL_PERIOD", str(period), "TEST.EVAL_EPOCHS", "0", "TEST.VIS_IMAGES", "0"),
     )

@@ -397,5 +397,10 @@ def _add_solver_config(cfg: CN) -> None:
     # collapsed.
     cfg.SOLVER.MEAN_TEACHER.COLLAPSE_ITERS = 100
 
-    # Images that the evaluation of UPDETR draws predictions on, per data set (PNG files and TensorBoard).
+    # Pictures that an evaluation draws for each data set, 0 for none: of detectors so many of each group (worst,
+    # best, random images, suspicious labels) with a count of the kinds of errors, of UPDETR predictions (also in
+    # TensorBoard), of a mean teacher its labels.
     cfg.TEST.VIS_IMAGES = 8
+    # Of larger test sets so many images, drawn at random, are looked at for errors (COCO's val set as a whole
+    # takes minutes).
+    cfg.TEST.ERROR_IMAGES = 1000

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
@@ -10,6 +11,8 @@ from updetr_d2.checkpoint import run_files
 from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
 from updetr_d2.data.loading.samples import SkippedFiles
 from updetr_d2.data.loading.state import BatchLoader, furthest_state
+from updetr_d2.report.run_folder import RunFolder
+from updetr_d2.report.run_page import PAGE, write_page
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +112,49 @@ class MetricsWriter(hooks.PeriodicWriter):
             write()
         except OSError as error:
             logger.error("Metrics of iteration %d were not written: %s", self.trainer.iter, error)
+
+
+class ReportHook(HookBase):
+    """Keep ``report.html`` of the run up to date; stands after the :class:`MetricsWriter`.
+
+    It is written with the first metrics after an evaluation, and at the end.
+
+    Args:
+        output_dir: of the run.
+        eval_period: iterations between evaluations; 0 writes at the end only.
+        period: of the metrics.
+    """
+
+    def __init__(self, output_dir: str, *, eval_period: int, period: int) -> None:
+        self.output_dir = output_dir
+        self.eval_period = eval_period
+        self.period = period
+        self._due = False
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        self._due |= bool(self.eval_period) and done % self.eval_period == 0
+        if self._due and done % self.period == 0 and done < self.trainer.max_iter:
+            self._due = False
+            write_report(self.output_dir)
+
+    def after_train(self) -> None:
+        if not self.trainer.stop_signals.agreed:  # who asks to stop does not wait for a page
+            write_report(self.output_dir)
+
+
+def write_report(output_dir: str) -> None:
+    """Write ``report.html`` of a run, on the main process; what goes wrong is only logged."""
+    if not comm.is_main_process():
+        return
+    folder = Path(output_dir)
+    path = folder / PAGE
+    try:
+        write_page({folder.resolve().name: RunFolder.read(folder)}, path)
+    except Exception:  # a page that cannot be written must not end a training
+        logger.exception("%s was not written; `updetr report` tries it again.", path)
+        return
+    logger.info("%s shows results, curves, errors and pictures of this run.", path)
 
 
 class DataTimeAdvice(HookBase):

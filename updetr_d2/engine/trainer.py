@@ -31,7 +31,13 @@ from updetr_d2.engine.best_checkpoint import BestCheckpointHook, TrainingIsDone
 from updetr_d2.engine.compilation import compile_parts
 from updetr_d2.engine.ema import EMAHook, WeightAverage
 from updetr_d2.engine.finite_check import FiniteCheck
-from updetr_d2.engine.hooks import CheckpointHook, DataTimeAdvice, MetricsWriter, SkippedFilesReport
+from updetr_d2.engine.hooks import (
+    CheckpointHook,
+    DataTimeAdvice,
+    MetricsWriter,
+    ReportHook,
+    SkippedFilesReport,
+)
 from updetr_d2.engine.optimizer import build_optimizer, full_model_clip_norm
 from updetr_d2.engine.plateau import HeldParameters, PlateauHook
 from updetr_d2.engine.preemption import PreemptionHook, StopSignals
@@ -44,6 +50,8 @@ logger = logging.getLogger(__name__)
 
 # Before the names of the results of the averaged weights, and the folder in OUTPUT_DIR of their files.
 EMA_RESULTS = "ema"
+# Iterations between lines in the log and in metrics.json.
+WRITE_PERIOD = 20
 # Bytes; evaluators add to it, and names have an end at 255.
 _LONGEST_FOLDER_NAME = 180
 
@@ -181,7 +189,17 @@ class UPDETRTrainer(DefaultTrainer):
             SkippedFilesReport(),
             LowResultAdvice(),
             DataTimeAdvice(num_workers=cfg.DATALOADER.NUM_WORKERS),
-            MetricsWriter(self.build_writers(), period=20) if comm.is_main_process() else None,
+            *self.main_process_hooks(),
+        ]
+
+    def main_process_hooks(self) -> list[hooks.HookBase]:
+        """Those that write what the others have measured."""
+        cfg = self.cfg
+        if not comm.is_main_process():
+            return []
+        return [
+            MetricsWriter(self.build_writers(), period=WRITE_PERIOD),
+            ReportHook(cfg.OUTPUT_DIR, eval_period=cfg.TEST.EVAL_PERIOD, period=WRITE_PERIOD),
         ]
 
     def train(self) -> dict | None:

@@ -7,6 +7,7 @@ from detectron2.evaluation import DatasetEvaluator
 from updetr_d2.data.datasets.panoptic_classes import PANOPTIC_EVALUATOR
 from updetr_d2.evaluation.coco_style import EvaluatedImagesCOCOEvaluator
 from updetr_d2.evaluation.coco_style_voc import build_voc_evaluator
+from updetr_d2.evaluation.error_report import ErrorReport
 from updetr_d2.evaluation.panoptic import build_panoptic_evaluator
 
 
@@ -14,7 +15,8 @@ def build_dataset_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str)
     """The evaluator of a data set for models that predict its classes.
 
     Args:
-        cfg: ``MODEL.MASK_ON`` says whether the model predicts masks of instances.
+        cfg: ``MODEL.MASK_ON`` says whether the model predicts masks of instances, ``TEST.VIS_IMAGES`` how many
+            pictures are drawn.
         dataset_name: registered data set; its metadata's ``evaluator_type`` decides.
         output_folder: where results go.
 
@@ -22,12 +24,16 @@ def build_dataset_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str)
         ValueError: if there is no evaluator for the data set.
     """
     evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    errors = ErrorReport.from_config(cfg, output_folder)
     if evaluator_type == "coco":
-        return EvaluatedImagesCOCOEvaluator(dataset_name, output_dir=output_folder)
+        return EvaluatedImagesCOCOEvaluator(dataset_name, output_dir=output_folder, error_report=errors)
     if evaluator_type == PANOPTIC_EVALUATOR:
-        return build_panoptic_evaluator(dataset_name, output_folder, with_masks=cfg.MODEL.MASK_ON)
+        with_masks = cfg.MODEL.MASK_ON
+        return build_panoptic_evaluator(
+            dataset_name, output_folder, with_masks=with_masks, error_report=errors
+        )
     if evaluator_type == "pascal_voc":
-        return build_voc_evaluator(dataset_name, output_folder)
+        return build_voc_evaluator(dataset_name, output_folder, error_report=errors)
     raise ValueError(
         f"DATASETS.TEST '{dataset_name}' has evaluator type '{evaluator_type}', which "
         f"{cfg.MODEL.META_ARCHITECTURE} cannot be evaluated on."

@@ -16,6 +16,7 @@ from detectron2.utils import comm
 
 from updetr_d2.data.datasets.pascal_voc import difficult_flags, write_plain_annotations
 from updetr_d2.evaluation.coco_style import EvaluatedImagesCOCOEvaluator
+from updetr_d2.evaluation.error_report import ErrorReport
 from updetr_d2.utils.cache import cache_folder
 from updetr_d2.utils.files import write_text
 
@@ -47,12 +48,15 @@ class RenamedVOCEvaluator(PascalVOCDetectionEvaluator):
         return None if results is None else {"voc_bbox": results["bbox"]}
 
 
-def build_voc_evaluator(dataset_name: str, output_folder: str) -> DatasetEvaluator:
+def build_voc_evaluator(
+    dataset_name: str, output_folder: str, *, error_report: ErrorReport | None = None
+) -> DatasetEvaluator:
     """Both measures on a data set in VOC's layout.
 
     Args:
         dataset_name: registered with ``detectron2.data.datasets.register_pascal_voc``.
         output_folder: for the predictions.
+        error_report: kinds of errors and pictures; None for nothing.
 
     Returns:
         an evaluator with the results "bbox" (COCO's AP, AP50, AP75 ..., see :func:`coco_style_ground_truth`) and
@@ -66,7 +70,7 @@ def build_voc_evaluator(dataset_name: str, output_folder: str) -> DatasetEvaluat
     write_text(metadata.json_file, json.dumps(coco_style_ground_truth(dataset_name)))
     return DatasetEvaluators(
         [
-            EvaluatedImagesCOCOEvaluator(dataset_name, output_dir=output_folder),
+            EvaluatedImagesCOCOEvaluator(dataset_name, output_dir=output_folder, error_report=error_report),
             RenamedVOCEvaluator(dataset_name),
         ]
     )

@@ -20,6 +20,7 @@ import numpy as np
 
 from updetr_d2.evaluation.detection_matching import (
     MATCH_IOU,
+    RECALLS,
     ImageResult,
     RankedDetections,
     best_threshold,
@@ -107,7 +108,7 @@ class ErrorSummary:
         class_names: of the rows and columns of ``confusion``.
         confusion: ``[K + 1, K + 1]`` objects of a true class (row) found as a class (column); the last row counts
             predictions on background, the last column missed objects.
-        precision: ``[101]`` mean over classes at recalls from 0 to 1.
+        class_precision: name of a class with objects -> ``[101]`` at recalls from 0 to 1; the mean is its AP50.
     """
 
     ap50: float
@@ -116,7 +117,12 @@ class ErrorSummary:
     costs: dict[str, float]
     class_names: list[str]
     confusion: np.ndarray
-    precision: np.ndarray = field(repr=False)
+    class_precision: dict[str, np.ndarray] = field(repr=False)
+
+    @property
+    def precision(self) -> np.ndarray:
+        """``[101]`` mean over classes at recalls from 0 to 1."""
+        return np.mean(list(self.class_precision.values()) or [np.zeros(len(RECALLS))], axis=0)
 
     def to_json(self) -> dict:
         """Plain values for a file."""
@@ -127,8 +133,43 @@ class ErrorSummary:
             "AP50_costs": self.costs,
             "class_names": self.class_names,
             "confusion": self.confusion.tolist(),
-            "precision_at_recalls": self.precision.tolist(),
+            "precision_at_recalls": {
+                name: [round(float(value), 5) for value in values]
+                for name, values in self.class_precision.items()
+            },
         }
+
+    @classmethod
+    def from_json(cls, content: dict) -> "ErrorSummary":
+        """Back from :meth:`to_json`; the file may be damaged, or come from others.
+
+        Raises:
+            ValueError: if something is not as :meth:`to_json` writes it.
+        """
+        try:
+            names = [str(name) for name in content["class_names"]]
+            summary = cls(
+                ap50=float(content["AP50"]),
+                threshold=float(content["score_threshold"]),
+                counts={kind: int(content["counts"][kind]) for kind in (RIGHT, *ERROR_KINDS)},
+                costs={kind: float(content["AP50_costs"][kind]) for kind in ERROR_KINDS},
+                class_names=names,
+                confusion=np.array(content["confusion"], dtype=np.int64),
+                class_precision={
+                    str(name): np.array(values, dtype=float)
+                    for name, values in content["precision_at_recalls"].items()
+                },
+            )
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise ValueError(f"it is no summary of errors ({error!r})") from error
+        if summary.confusion.shape != (len(names) + 1,) * 2:
+            raise ValueError("its confusion of classes has another size than its classes")
+        if any(values.shape != RECALLS.shape for values in summary.class_precision.values()):
+            raise ValueError(f"its precisions are not at {len(RECALLS)} recalls")
+        numbers = [summary.ap50, summary.threshold, *summary.costs.values()]
+        if not np.isfinite([*numbers, *summary.precision]).all():
+            raise ValueError("its numbers are not finite")
+        return summary
 
 
 def summarize(results: Sequence[ImageResult], classes: dict[int, str]) -> ErrorSummary:
@@ -153,7 +194,6 @@ def summarize(results: Sequence[ImageResult], classes: dict[int, str]) -> ErrorS
     costs = {
         kind: mean_average_precision(_mended(results, errors, ranked, kind)) - ap50 for kind in ERROR_KINDS
     }
-    precision = np.mean([each.precision_at_recalls() for each in ranked.values()] or [np.zeros(101)], axis=0)
     names = [classes[category] for category in sorted(classes)]
     return ErrorSummary(
         ap50,
@@ -162,7 +202,7 @@ def summarize(results: Sequence[ImageResult], classes: dict[int, str]) -> ErrorS
         costs,
         names,
         confusion_matrix(results, sorted(classes), threshold),
-        precision,
+        {classes[category]: each.precision_at_recalls() for category, each in ranked.items()},
     )
 
 

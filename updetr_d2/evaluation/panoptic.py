@@ -6,11 +6,16 @@ from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from updetr_d2.data.datasets.panoptic_annotations import instances_file
 from updetr_d2.data.datasets.panoptic_classes import PanopticClasses
 from updetr_d2.evaluation.coco_style import EvaluatedImagesCOCOEvaluator
+from updetr_d2.evaluation.error_report import ErrorReport
 from updetr_d2.evaluation.panoptic_quality import PanopticQualityEvaluator
 
 
 def build_panoptic_evaluator(
-    dataset_name: str, output_folder: str, *, with_masks: bool = True
+    dataset_name: str,
+    output_folder: str,
+    *,
+    with_masks: bool = True,
+    error_report: ErrorReport | None = None,
 ) -> DatasetEvaluators:
     """PQ of things and stuff, box and mask AP of things.
 
@@ -18,13 +23,14 @@ def build_panoptic_evaluator(
         dataset_name: registered panoptic data set, "standard" or "separated".
         output_folder: where predictions and results go.
         with_masks: False for detectors, of which only the boxes of things are evaluated.
+        error_report: on the boxes of things; None for nothing.
     """
     evaluators: list[DatasetEvaluator] = []
     if with_masks:
         evaluators.append(PanopticQualityEvaluator(dataset_name, output_folder))
     if MetadataCatalog.get(dataset_name).thing_dataset_id_to_contiguous_id:
         tasks = ("bbox", "segm") if with_masks else ("bbox",)
-        evaluators.append(ThingEvaluator(dataset_name, output_folder, tasks=tasks))
+        evaluators.append(ThingEvaluator(dataset_name, output_folder, tasks=tasks, error_report=error_report))
     return DatasetEvaluators(evaluators)
 
 
@@ -37,10 +43,16 @@ class ThingEvaluator(EvaluatedImagesCOCOEvaluator):
         dataset_name: registered panoptic data set.
         output_dir: where the predictions go.
         tasks: of "bbox" and "segm".
+        error_report: as in the parent.
     """
 
     def __init__(
-        self, dataset_name: str, output_dir: str, *, tasks: tuple[str, ...] = ("bbox", "segm")
+        self,
+        dataset_name: str,
+        output_dir: str,
+        *,
+        tasks: tuple[str, ...] = ("bbox", "segm"),
+        error_report: ErrorReport | None = None,
     ) -> None:
         metadata = MetadataCatalog.get(dataset_name)
         classes = PanopticClasses.from_metadata(metadata)
@@ -53,7 +65,7 @@ class ThingEvaluator(EvaluatedImagesCOCOEvaluator):
             thing_classes=list(classes.names[: classes.num_things]),
             thing_dataset_id_to_contiguous_id=metadata.thing_dataset_id_to_contiguous_id,
         )
-        super().__init__(name, tasks=tasks, output_dir=output_dir)
+        super().__init__(name, tasks=tasks, output_dir=output_dir, error_report=error_report)
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """As in the parent, for ``instances`` whose ``pred_classes`` may be stuff."""

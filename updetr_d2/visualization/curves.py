@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib.figure
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 PANEL_SIZE = (5.5, 3.8)  # inches
@@ -13,6 +14,17 @@ DPI = 120
 MAX_MARKED_POINTS = 60
 # More would cover the curves: their legend is below the panels.
 MAX_RUNS_IN_PANEL_LEGEND = 4
+
+
+def new_figure(
+    columns: int = 1, *, height: float = PANEL_SIZE[1]
+) -> tuple[matplotlib.figure.Figure, list[Axes]]:
+    """A figure with panels in a row."""
+    figure = matplotlib.figure.Figure(
+        figsize=(PANEL_SIZE[0] * columns, height), dpi=DPI, layout="constrained"
+    )
+    FigureCanvasAgg(figure)
+    return figure, list(figure.subplots(1, columns, squeeze=False).ravel())
 
 
 def read_metrics(path: Path) -> dict[str, dict[int, float]]:

@@ -19,6 +19,8 @@ from detectron2.config import get_cfg
 from updetr_d2.config import add_updetr_config
 from updetr_d2.config.files import merge_config_file, refuse_alias_bomb
 from updetr_d2.config.flat import flat_config, flatten
+from updetr_d2.evaluation.error_report import ERRORS_FILE, PICTURES_FOLDER
+from updetr_d2.report.errors import ErrorAnalysis
 from updetr_d2.visualization.curves import fits_float, read_metrics
 
 _IMAGE_TYPES = (".png", ".jpg", ".jpeg")
@@ -36,7 +38,8 @@ class RunFolder:
         environment: versions and device as Detectron2 logs them, by name.
         curves: name of a metric -> {iteration: value}; empty if nothing has been logged.
         results: name of a data set -> name of a metric -> value of evaluations that wrote a file of them.
-        pictures: folder, relative to ``path`` -> image files in it.
+        analyses: folder of an evaluation, relative to ``path`` -> what a detector did wrong there.
+        pictures: folder, relative to ``path`` -> image files in it; without those of ``analyses``.
         problems: what could not be read, in a sentence each.
     """
 
@@ -46,6 +49,7 @@ class RunFolder:
     environment: dict[str, str] = field(default_factory=dict)
     curves: dict[str, dict[int, float]] = field(default_factory=dict)
     results: dict[str, dict[str, float]] = field(default_factory=dict)
+    analyses: dict[str, ErrorAnalysis] = field(default_factory=dict)
     pictures: dict[str, list[Path]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
@@ -73,7 +77,12 @@ class RunFolder:
             environment=_last_environment(text),
             curves=_read_if_possible(path / "metrics.json", read_metrics, {}, problems),
             results=_read_results(path / "inference", problems),
-            pictures=_find_pictures(path),
+            analyses=_read_analyses(path, problems),
+            pictures={
+                folder: files
+                for folder, files in _find_pictures(path).items()
+                if Path(folder).parent.name != PICTURES_FOLDER
+            },
             problems=problems,
         )
 
@@ -207,9 +216,21 @@ def _read_results(folder: Path, problems: list[str]) -> dict[str, dict[str, floa
     for file in sorted(folder.glob("*/*_results.json")):
         content = _read_if_possible(file, lambda path: json.loads(path.read_text("utf-8")), None, problems)
         if isinstance(content, dict):
-            numbers = {name: value for name, value in content.items() if fits_float(value)}
+            task = file.stem.removesuffix("_results")
+            numbers = {f"{task}/{name}": value for name, value in content.items() if fits_float(value)}
             results.setdefault(file.parent.name, {}).update(numbers)
     return results
+
+
+def _read_analyses(path: Path, problems: list[str]) -> dict[str, ErrorAnalysis]:
+    """Of the evaluations of the weights, and of their average."""
+    found = {}
+    files = [*path.glob(f"inference/*/{ERRORS_FILE}"), *path.glob(f"*/inference/*/{ERRORS_FILE}")]
+    for file in sorted(files):
+        analysis = _read_if_possible(file, ErrorAnalysis.read, None, problems)
+        if analysis is not None:
+            found[str(file.parent.relative_to(path))] = analysis
+    return found
 
 
 def _find_pictures(path: Path) -> dict[str, list[Path]]:

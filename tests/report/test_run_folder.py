@@ -8,7 +8,7 @@ from helpers import tiny_cfg
 from PIL import Image
 
 from updetr_d2.config.flat import flatten
-from updetr_d2.engine.run_folder import RunFolder, differences, is_number
+from updetr_d2.report.run_folder import RunFolder, differences, is_number
 
 LOG = """\
 [11/23 15:37:09] detectron2 INFO: Environment info:
@@ -86,7 +86,10 @@ def test_metrics_are_the_last_of_training_or_those_of_files(folder):
         results.mkdir(parents=True)
         (results / "query_patch_results.json").write_text(json.dumps({"AP": value, "rounds": [1, 2]}))
         (results / "coco_instances_results.json").write_text("[]")
-    assert RunFolder.read(folder).metrics == {"a_val/AP": 5.0, "b_val/AP": 7.0}
+    assert RunFolder.read(folder).metrics == {
+        "a_val/query_patch/AP": 5.0,
+        "b_val/query_patch/AP": 7.0,
+    }
     log_metrics(
         folder,
         {"iteration": 9, "bbox/AP": 1.0, "total_loss": 3.0},
