@@ -13,6 +13,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from updetr_d2.cli import demo
+from updetr_d2.inference.video import Video, writing
 
 SMALL_IMAGES = ("INPUT.MIN_SIZE_TEST", 64, "INPUT.MAX_SIZE_TEST", 96)
 CATEGORY_IDS = [3, 7, 20, 21]
@@ -245,3 +246,55 @@ def test_an_empty_result_is_a_failure(tool, tmp_path, photos):
     _, arguments = save_model(tmp_path, "DETR")
     weights = ["MODEL.WEIGHTS", str(tmp_path / "model.pth")]
     assert tool.main([*arguments, str(photos / "broken.jpg"), *weights]) == 1
+
+
+def write_clip(path: Path, count: int = 3) -> None:
+    rng = np.random.default_rng(1)
+    with writing(path, fps=10) as frames:
+        for _ in range(count):
+            frames.add(rng.integers(256, size=(48, 64, 3), dtype=np.uint8))
+
+
+@torch.no_grad()
+def test_videos_are_drawn_frame_by_frame(tool, tmp_path, photos, capsys):
+    _, arguments = save_model(tmp_path, "DETR")
+    write_clip(tmp_path / "a.mp4", 5)
+    options = ["--video-input", str(tmp_path / "a.mp4"), "--every", "2", str(photos / "a.png")]
+    assert tool.main([*arguments, *options, "MODEL.WEIGHTS", str(tmp_path / "model.pth")]) == 0
+    assert "4 images done, 0 skipped" in capsys.readouterr().out
+    listing, predictions = read_output(tmp_path)
+    told = [(i["id"], Path(i["file_name"]).name, i.get("frame_index")) for i in listing["images"]]
+    assert told == [(1, "a.png", None), (2, "a.mp4", 0), (3, "a.mp4", 2), (4, "a.mp4", 4)]
+    assert {each["image_id"] for each in predictions} == {1, 2, 3, 4}
+    # The name of a picture is taken, so the video gets another one.
+    drawn = Video(str(tmp_path / "out/videos/a_2.mp4"))
+    assert (drawn.num_frames, drawn.fps) == (3, 5)
+    first = next(frame for _, frame in Video(str(tmp_path / "a.mp4")).frames())
+    predictor = DefaultPredictor(
+        tiny_cfg("DETR", *SMALL_IMAGES, "MODEL.WEIGHTS", str(tmp_path / "model.pth"))
+    )
+    expected = predictor(first[..., ::-1])["instances"].scores
+    found = [each["score"] for each in predictions if each["image_id"] == 2]
+    assert np.allclose(sorted(found), sorted(expected.tolist()), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--video-input", "none.mp4"], "There is no video none.mp4."),
+        (["--video-input", "empty.mp4"], "empty.mp4 is empty, damaged or no video"),
+        (["--video-input", "good.mp4", "--every", "0"], "--every is 0; it must be at least 1."),
+        ([], "Name images"),
+    ],
+)
+def test_what_is_wrong_with_a_video_is_said_in_a_sentence(
+    tool, tmp_path, monkeypatch, capsys, options, message
+):
+    _, arguments = save_model(tmp_path, "DETR")
+    monkeypatch.chdir(tmp_path)
+    Path("empty.mp4").touch()
+    write_clip(Path("good.mp4"))
+    assert tool.main([*arguments, *options, "MODEL.WEIGHTS", str(tmp_path / "model.pth")]) == 1
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+    assert not Path("out").exists()

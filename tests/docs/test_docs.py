@@ -38,7 +38,9 @@ def test_named_files_exist(page):
 def test_named_config_keys_exist(page):
     cfg = get_cfg()
     add_updetr_config(cfg)
-    pattern = r"\b((?:MODEL|INPUT|SOLVER|TEST|DATASETS|DATALOADER)(?:\.[A-Z][A-Z0-9_]*)+)\b(?!\.[*{])"
+    pattern = (
+        r"\b((?:MODEL|INPUT|SOLVER|TEST|DATASETS|DATALOADER|TRACKING)(?:\.[A-Z][A-Z0-9_]*)+)\b(?!\.[*{])"
+    )
     for key in re.findall(pattern, page.read_text()):
         node = cfg
         for part in key.split("."):

@@ -3,8 +3,9 @@
     updetr demo --config-file output/run/config.yaml --output output/demo photos/ 'more/*.jpg' one.png \\
         MODEL.WEIGHTS output/run/model_final.pth
 
-IMAGES are files, folders (with their sub-folders) and patterns (quote them; ** reaches into sub-folders). A
-pre-trained UPDETR looks for patches, each a whole image or a box (pixels, X0 Y0 X1 Y1) of one:
+IMAGES are files, folders (with their sub-folders) and patterns (quote them; ** reaches into sub-folders);
+--video-input names a video. A pre-trained UPDETR looks for patches, each a whole image or a box (pixels, X0 Y0 X1
+Y1) of one:
 
     updetr demo --config-file configs/pretrain/... --query-image dog.jpg --query-box 10 20 90 120 \\
         --output output/demo photos/ MODEL.WEIGHTS output/pretrain/model_final.pth
@@ -13,7 +14,9 @@ A OneShotDETR looks for objects of the class that the patches show, several of t
 
 The output folder gets
     pictures/         one for each image; panoptic/ as well from a PanopticDETR
-    images.json       in COCO's annotation format: a running id, from 1, and the file of each image; categories
+    videos/           one for each video
+    images.json       in COCO's annotation format: a running id, from 1, and the file of each image (of frames the
+                      video, and their place in it from 0 as frame_index); categories
     predictions.json  in COCO's results format: image_id of images.json, category_id of the data set (DATASETS.TEST
                       names it; contiguous class ids from 0 if it is not there), bbox X, Y, width, height in
                       pixels, score. For patches category_id counts the queries from 1.
@@ -22,6 +25,7 @@ skipped and counted.
 """
 
 import argparse
+import contextlib
 import glob
 import json
 import os
@@ -39,9 +43,13 @@ from updetr_d2.data.datasets.image_folder import load_image_folder
 from updetr_d2.data.transforms.image_io import UnusableImageError, read_image_rgb
 from updetr_d2.data.transforms.read_options import ReadOptions
 from updetr_d2.inference.predictor import Predictor, cut_query_patch, setup_inference_config
+from updetr_d2.inference.video import Frames, Video, writing
 from updetr_d2.tasks import task_of
 from updetr_d2.tasks.findings import Findings
 from updetr_d2.visualization.boxes import save_picture
+
+# Of each kind of picture; others keep their name.
+VIDEO_FOLDERS = {"pictures": "videos"}
 
 
 def list_images(arguments: Sequence[str]) -> list[str]:
@@ -61,8 +69,6 @@ def list_images(arguments: Sequence[str]) -> list[str]:
         if not matches:
             raise ValueError(f"{argument} is no file, folder or pattern of files that exist.")
         files |= dict.fromkeys(matches)
-    if not files:
-        raise ValueError("Name images: files, folders or patterns.")
     return list(files)
 
 
@@ -124,13 +130,52 @@ def prepare(
     return find, classes.categories(getattr(predictor.model, "num_classes", 0)), classes.category_id
 
 
+class Output:
+    """The folder that gets pictures, videos and COCO files.
+
+    Args:
+        folder: of the output.
+        category_id: from the class of an instance to the id of its category.
+    """
+
+    def __init__(self, folder: Path, category_id: Callable[[int], int]) -> None:
+        self.folder = folder
+        self.category_id = category_id
+        self.images: list[dict] = []
+        self._results: list[dict] = []
+        self._used_names: set[str] = set()
+
+    def name_of(self, file_name: str, image_id: int) -> str:
+        """The stem of a file's name, which no other file has had."""
+        name = Path(file_name).stem
+        while name in self._used_names:  # of another folder, or with another extension
+            name = f"{name}_{image_id}"
+        self._used_names.add(name)
+        return name
+
+    def add(self, found: Findings, image: np.ndarray, *, image_id: int, **entries: object) -> None:
+        """What was found in an image; ``entries`` say which one it is."""
+        height, width = image.shape[:2]
+        self.images.append({"id": image_id, **entries, "width": width, "height": height})
+        for result in instances_to_coco_json(found.instances, image_id):
+            self._results.append({**result, "category_id": self.category_id(result["category_id"])})
+
+    def write(self, categories: list[dict]) -> None:
+        """Write ``images.json`` and ``predictions.json``."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        listing = {"info": {}, "images": self.images, "categories": categories, "annotations": []}
+        (self.folder / "images.json").write_text(json.dumps(listing))
+        (self.folder / "predictions.json").write_text(json.dumps(self._results))
+
+
 def run(cfg: CfgNode, args: argparse.Namespace, files: Sequence[str]) -> tuple[int, int]:
     """Go through the images and write everything; returns the numbers of images done and skipped."""
-    find, categories, category_id = prepare(cfg, args)
-    output = Path(args.output)
     read_options = ReadOptions.from_config(cfg)
-    images, results, skipped, used_names = [], [], 0, set()
-    for image_id, file_name in enumerate(tqdm(files, unit="image"), start=1):
+    videos = [Video(path, every=args.every, max_pixels=read_options.max_pixels) for path in args.video_input]
+    find, categories, category_id = prepare(cfg, args)
+    output = Output(Path(args.output), category_id)
+    skipped = 0
+    for image_id, file_name in enumerate(tqdm(files, unit="image", disable=not files), start=1):
         try:
             image = read_image_rgb(file_name, options=read_options)
         except UnusableImageError as error:
@@ -138,21 +183,42 @@ def run(cfg: CfgNode, args: argparse.Namespace, files: Sequence[str]) -> tuple[i
             skipped += 1
             continue
         found = find(image, args.score_threshold)
-        name = Path(file_name).stem
-        while name in used_names:  # of another folder, or with another extension
-            name = f"{name}_{image_id}"
-        used_names.add(name)
+        name = output.name_of(file_name, image_id)
         for kind, picture in found.pictures.items():
-            save_picture(picture, str(output / kind / f"{name}.jpg"))
-        height, width = image.shape[:2]
-        images.append({"id": image_id, "file_name": file_name, "width": width, "height": height})
-        for result in instances_to_coco_json(found.instances, image_id):
-            results.append({**result, "category_id": category_id(result["category_id"])})
-    output.mkdir(parents=True, exist_ok=True)
-    listing = {"info": {}, "images": images, "categories": categories, "annotations": []}
-    (output / "images.json").write_text(json.dumps(listing))
-    (output / "predictions.json").write_text(json.dumps(results))
-    return len(images), skipped
+            save_picture(picture, str(output.folder / kind / f"{name}.jpg"))
+        output.add(found, image, image_id=image_id, file_name=file_name)
+    first_id = len(files) + 1
+    for video in videos:
+        first_id += run_video(video, find, output, threshold=args.score_threshold, first_id=first_id)
+    output.write(categories)
+    return len(output.images), skipped
+
+
+def run_video(
+    video: Video,
+    find: Callable[[np.ndarray, float], Findings],
+    output: Output,
+    *,
+    threshold: float,
+    first_id: int,
+) -> int:
+    """Go through the frames of a video and write a video for each kind of picture; returns their number."""
+    name = output.name_of(video.path, first_id)
+    count = 0
+    with contextlib.ExitStack() as stack:
+        written: dict[str, Frames] = {}
+        for number, frame in tqdm(video.frames(), total=video.num_frames or None, unit="frame"):
+            found = find(frame, threshold)
+            for kind, picture in found.pictures.items():
+                if kind not in written:
+                    path = output.folder / VIDEO_FOLDERS.get(kind, kind) / f"{name}.mp4"
+                    written[kind] = stack.enter_context(writing(path, fps=video.fps))
+                written[kind].add(picture)
+            output.add(found, frame, image_id=first_id + count, file_name=video.path, frame_index=number)
+            count += 1
+    if count < video.num_frames:
+        print(f"{video.path} ends after {count} of {video.num_frames} frames.", file=sys.stderr)
+    return count
 
 
 def split_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -171,6 +237,20 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config-file", required=True, help="config of the model")
     parser.add_argument("--output", default="output/demo", help="folder to write to (default: %(default)s)")
+    parser.add_argument(
+        "--video-input",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="video to go through; repeat for more",
+    )
+    parser.add_argument(
+        "--every",
+        type=int,
+        default=1,
+        metavar="N",
+        help="look at every Nth frame of the videos only (default: %(default)s)",
+    )
     parser.add_argument(
         "--score-threshold",
         type=float,
@@ -204,6 +284,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         inputs, options = split_options(args.arguments)
         files = list_images(inputs)
+        if not files and not args.video_input:
+            raise ValueError("Name images (files, folders or patterns) or videos (--video-input).")
+        if args.every < 1:
+            raise ValueError(f"--every is {args.every}; it must be at least 1.")
         cfg = setup_inference_config(args.config_file, options)
         done, skipped = run(cfg, args, files)
     except (ValueError, OSError, UnusableImageError) as error:

@@ -5,6 +5,7 @@ instead of hours later, in the first evaluation. What Detectron2 or PyTorch woul
 naming the key, is checked here.
 """
 
+import importlib.util
 from collections.abc import Collection, Iterable
 from itertools import pairwise
 
@@ -91,6 +92,7 @@ _POSITIVE = (
 _LR_SCHEDULERS = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")  # Detectron2's
 _MATMUL_PRECISIONS = ("highest", "high", "medium")
 _CLIP_TYPES = ("full_model", "norm", "value")
+_TRACKING_WRITERS = ("wandb", "mlflow")  # names of the packages as well
 _RESNET_DEPTHS = (18, 34, 50, 101, 152)
 _RESNET_FEATURES = ("stem", "res2", "res3", "res4", "res5")
 
@@ -109,6 +111,7 @@ def check_common_config(cfg: CfgNode) -> None:
     _check_device(cfg.MODEL.DEVICE)
     _check_backbone(cfg)
     _check_solver(cfg.SOLVER)
+    _check_tracking(cfg.TRACKING)
     reference = cfg.SOLVER.REFERENCE_WORLD_SIZE  # Detectron2 scales the batch to other numbers of processes
     if reference in (0, comm.get_world_size()):
         images_per_process(cfg)
@@ -213,6 +216,23 @@ def _check_plateau(solver: CfgNode) -> None:
         f"SOLVER.HELD_PARAMETERS is {tuple(solver.HELD_PARAMETERS)}, but nothing says when they learn: set "
         "SOLVER.HELD_ITERS, or SOLVER.PLATEAU.PATIENCE.",
     )
+
+
+def _check_tracking(tracking: CfgNode) -> None:
+    for name in tracking.WRITERS:
+        _check_choice("TRACKING.WRITERS", name, _TRACKING_WRITERS)
+        _check(
+            _is_installed(name),
+            f"TRACKING.WRITERS names {name}, but the Python package '{name}' is not installed: install it, or "
+            "take the name out.",
+        )
+    _check(bool(tracking.PROJECT), "TRACKING.PROJECT is empty; give it the name of a project or experiment.")
+
+
+def _is_installed(package: str) -> bool:
+    """Not fooled by a folder of that name, such as W&B leaves in OUTPUT_DIR."""
+    found = importlib.util.find_spec(package)
+    return found is not None and found.origin is not None
 
 
 def check_detr_config(cfg: CfgNode) -> None:

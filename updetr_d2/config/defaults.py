@@ -17,6 +17,7 @@ def add_updetr_config(cfg: CN) -> None:
     _add_oneshot_config(cfg)
     _add_model_config(cfg)
     _add_solver_config(cfg)
+    _add_tracking_config(cfg)
 
 
 def _add_input_config(cfg: CN) -> None:
@@ -404,3 +405,16 @@ def _add_solver_config(cfg: CN) -> None:
     # Of larger test sets so many images, drawn at random, are looked at for errors (COCO's val set as a whole
     # takes minutes).
     cfg.TEST.ERROR_IMAGES = 1000
+
+
+def _add_tracking_config(cfg: CN) -> None:
+    # --- Services that get the metrics beside log.txt, metrics.json and TensorBoard's files ---
+    cfg.TRACKING = CN()
+    # "wandb" (Weights & Biases), "mlflow"; the packages are extras of setup.
+    cfg.TRACKING.WRITERS = ()
+    # W&B's project, MLflow's experiment.
+    cfg.TRACKING.PROJECT = "updetr_d2"
+    # Of the run; "" for the name of OUTPUT_DIR.
+    cfg.TRACKING.NAME = ""
+    # Send nothing: W&B's files are in OUTPUT_DIR/wandb (for `wandb sync`), MLflow's in OUTPUT_DIR/mlflow.db.
+    cfg.TRACKING.OFFLINE = False

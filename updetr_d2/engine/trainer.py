@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, TrainerBase, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -42,6 +43,7 @@ from updetr_d2.engine.optimizer import build_optimizer, full_model_clip_norm
 from updetr_d2.engine.plateau import HeldParameters, PlateauHook
 from updetr_d2.engine.preemption import PreemptionHook, StopSignals
 from updetr_d2.engine.train_loop import TrainLoop
+from updetr_d2.engine.writers import build_writers
 from updetr_d2.modeling.fast.optimize import optimize_frozen
 from updetr_d2.tasks import build_evaluator, build_test_loader, task_of
 from updetr_d2.utils.cache import short_name
@@ -191,6 +193,10 @@ class UPDETRTrainer(DefaultTrainer):
             DataTimeAdvice(num_workers=cfg.DATALOADER.NUM_WORKERS),
             *self.main_process_hooks(),
         ]
+
+    def build_writers(self) -> list[EventWriter]:
+        own = build_writers(self.cfg, max_iter=self.max_iter, resumed=lambda: self.start_iter > 0)
+        return [*super().build_writers(), *own]
 
     def main_process_hooks(self) -> list[hooks.HookBase]:
         """Those that write what the others have measured."""
