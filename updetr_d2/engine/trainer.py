@@ -191,22 +191,13 @@ class UPDETRTrainer(DefaultTrainer):
             SkippedFilesReport(),
             LowResultAdvice(),
             DataTimeAdvice(num_workers=cfg.DATALOADER.NUM_WORKERS),
-            *self.main_process_hooks(),
+            MetricsWriter(self.build_writers(), period=WRITE_PERIOD) if comm.is_main_process() else None,
+            ReportHook(cfg.OUTPUT_DIR, eval_period=cfg.TEST.EVAL_PERIOD, period=WRITE_PERIOD),
         ]
 
     def build_writers(self) -> list[EventWriter]:
         own = build_writers(self.cfg, max_iter=self.max_iter, resumed=lambda: self.start_iter > 0)
         return [*super().build_writers(), *own]
-
-    def main_process_hooks(self) -> list[hooks.HookBase]:
-        """Those that write what the others have measured."""
-        cfg = self.cfg
-        if not comm.is_main_process():
-            return []
-        return [
-            MetricsWriter(self.build_writers(), period=WRITE_PERIOD),
-            ReportHook(cfg.OUTPUT_DIR, eval_period=cfg.TEST.EVAL_PERIOD, period=WRITE_PERIOD),
-        ]
 
     def train(self) -> dict | None:
         """Train to the end, until ``SOLVER.PATIENCE`` is over, or to a stop signal (:mod:`.engine.preemption`).
