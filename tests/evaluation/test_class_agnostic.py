@@ -5,8 +5,10 @@ import json
 import pytest
 import torch
 from detectron2.structures import Boxes, BoxMode, Instances
+from PIL import Image
 
 from updetr_d2.evaluation.class_agnostic import ClassAgnosticEvaluator
+from updetr_d2.evaluation.error_report import ErrorReport
 
 
 def labeled(*boxes, image_id=1, crowd=()):
@@ -69,3 +71,22 @@ def test_without_predictions_everything_is_zero():
 def test_a_data_set_without_labels_is_an_error():
     with pytest.raises(ValueError, match="no labels"):
         ClassAgnosticEvaluator([{"image_id": 1, "file_name": "1.jpg"}])
+
+
+def test_errors_of_pre_trained_detectors_are_counted_and_drawn(tmp_path):
+    for name in ("a", "b"):
+        Image.new("RGB", (100, 100)).save(tmp_path / f"{name}.jpg")
+    truths = [labeled([0, 0, 30, 30], image_id="a", crowd=()), labeled([50, 50, 90, 90], image_id="b")]
+    for truth in truths:
+        truth["file_name"] = str(tmp_path / truth["file_name"])
+    report = ErrorReport(str(tmp_path / "out"), num_pictures=2, max_images=10)
+    evaluator = ClassAgnosticEvaluator(truths, name="objects", error_report=report)
+    # Not in the order of their scores, as a model need not give them.
+    evaluator.process(truths[:1], [prediction([60, 60, 80, 80, 0.7], [0, 0, 30, 30, 0.9])])
+    evaluator.process(truths[1:], [prediction()])
+    results = evaluator.evaluate()["class_agnostic"]
+    content = json.loads((tmp_path / "out/errors.json").read_text())
+    assert content["AP50"] == pytest.approx(results["AP50"]) and content["dataset"] == "objects"
+    assert content["class_names"] == ["object"] and content["counts"]["right"] == 1
+    assert content["pictures"]["worst"] == {"01_b.jpg": "b.jpg: 1 missed"}
+    assert (tmp_path / "out/errors/best/01_a.jpg").is_file()

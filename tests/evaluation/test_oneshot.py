@@ -12,6 +12,7 @@ from voc_folder import write_voc_folder
 
 from updetr_d2.data.oneshot.splits import ClassSplit
 from updetr_d2.evaluation import OneShotEvaluator
+from updetr_d2.evaluation.error_report import ErrorReport
 from updetr_d2.evaluation.oneshot import QueryResult, coco_measures
 
 NAMES = ["ant", "bee", "cat", "dog"]
@@ -185,3 +186,20 @@ def test_voc_is_measured_by_its_own_rules_as_well(tmp_path):
     assert results["unseen_voc_AP50"] == pytest.approx(100 * 6 / 11)
     assert results["seen_AP50"] == pytest.approx(100)
     assert results["seen_voc_AP50"] == pytest.approx(100)
+
+
+def test_errors_are_counted_query_by_query(dataset, tmp_path):
+    """The first round alone; objects of other classes than the query's are neither missed nor found."""
+    report = ErrorReport(str(tmp_path), num_pictures=3, max_images=10)
+    evaluator = OneShotEvaluator(dataset, split=SPLIT, num_shots=1, seed=0, error_report=report)
+    process(evaluator, "two", ANT, (ELSEWHERE, 0.6), (A, 0.8))
+    process(evaluator, "two", ANT, (ELSEWHERE, 0.9), query_round=1)
+    process(evaluator, "one", DOG, (A, 0.9))
+    process(evaluator, "three", BEE, (A, 0.7))
+    evaluator.evaluate()
+    content = json.loads((tmp_path / "errors.json").read_text())
+    assert content["num_images"] == 3 and content["class_names"] == NAMES
+    expected = {"right": 2, "background": 1, "missed": 1}  # from 0.7 on
+    assert {kind: count for kind, count in content["counts"].items() if count} == expected
+    # Their files are not there, so that nothing is drawn.
+    assert content["pictures"] == {"worst": {}, "best": {}, "random": {}, "labels": {}}

@@ -402,8 +402,7 @@ def _add_solver_config(cfg: CN) -> None:
     # best, random images, suspicious labels) with a count of the kinds of errors, of UPDETR predictions (also in
     # TensorBoard), of a mean teacher its labels.
     cfg.TEST.VIS_IMAGES = 8
-    # Of larger test sets so many images, drawn at random, are looked at for errors (COCO's val set as a whole
-    # takes minutes).
+    # Of larger test sets so many images, drawn at random, are looked at for errors: seconds of work.
     cfg.TEST.ERROR_IMAGES = 1000
 
 

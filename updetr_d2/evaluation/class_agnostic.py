@@ -16,9 +16,12 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from updetr_d2.data.proposals.file import image_id_of
+from updetr_d2.evaluation.detection_matching import MAX_DETECTIONS, ImageResult
+from updetr_d2.evaluation.error_report import ErrorReport
 
 logger = logging.getLogger(__name__)
 
+_OBJECT = 1  # the one category
 # Boxes of an image that AR counts.
 _MAX_DETECTIONS = [1, 10, 100]
 # Places of AR@10 and AR@100, AP, AP50 and AP75 in COCOeval's statistics.
@@ -31,16 +34,29 @@ class ClassAgnosticEvaluator(DatasetEvaluator):
     Args:
         dataset_dicts: with ``annotations``.
         output_folder: for ``class_agnostic_results.json``; None writes nothing.
+        name: of the data set.
+        error_report: kinds of errors and pictures; None for nothing.
 
     Raises:
         ValueError: if nothing is labeled.
     """
 
-    def __init__(self, dataset_dicts: Iterable[dict], *, output_folder: str | None = None) -> None:
+    def __init__(
+        self,
+        dataset_dicts: Iterable[dict],
+        *,
+        output_folder: str | None = None,
+        name: str = "",
+        error_report: ErrorReport | None = None,
+    ) -> None:
         self.output_folder = output_folder
+        self.name = name
+        self.error_report = error_report
+        self._files: dict[int | str, str] = {}
         self._objects: dict[str, list[dict]] = {}
         for dataset_dict in dataset_dicts:
             annotations = dataset_dict.get("annotations", ())
+            self._files[str(image_id_of(dataset_dict))] = dataset_dict.get("file_name", "")
             self._objects[str(image_id_of(dataset_dict))] = [
                 {
                     "bbox": BoxMode.convert(each["bbox"], each["bbox_mode"], BoxMode.XYWH_ABS),
@@ -85,7 +101,28 @@ class ClassAgnosticEvaluator(DatasetEvaluator):
             path = os.path.join(self.output_folder, "class_agnostic_results.json")
             with open(path, "w", encoding="utf-8") as file:
                 json.dump(results, file, indent=1)
+        if self.error_report is not None:
+            self.error_report.write(
+                lambda names: [self._result(str(each), predictions[str(each)]) for each in names],
+                {each: self._files[each] for each in predictions},
+                {_OBJECT: "object"},
+                name=self.name,
+            )
         return OrderedDict(class_agnostic=results)
+
+    def _result(self, name: str, found: np.ndarray) -> ImageResult:
+        """What was found in an image, all of one class."""
+        best = found[np.argsort(-found[:, 4], kind="stable")[:MAX_DETECTIONS]]
+        objects = self._objects[name]
+        return ImageResult(
+            name,
+            boxes=best[:, :4].astype(float),
+            scores=best[:, 4].astype(float),
+            classes=np.full(len(best), _OBJECT),
+            true_boxes=np.array([each["bbox"] for each in objects], dtype=float).reshape(-1, 4),
+            true_classes=np.full(len(objects), _OBJECT),
+            crowd=np.array([bool(each["iscrowd"]) for each in objects], dtype=bool),
+        )
 
 
 def class_agnostic_metrics(

@@ -1,5 +1,6 @@
 """Detectron2's COCO evaluator, restricted to the images that were evaluated; and what goes wrong in them."""
 
+import functools
 import json
 import logging
 import os
@@ -9,7 +10,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
 
-from updetr_d2.evaluation.error_report import ErrorReport
+from updetr_d2.evaluation.error_report import ErrorReport, results_of_file
 from updetr_d2.utils.files import write_text
 
 logger = logging.getLogger(__name__)
@@ -75,4 +76,10 @@ class EvaluatedImagesCOCOEvaluator(COCOEvaluator):
             self.error_report is not None and results
         ):  # without boxes there is no file, or that of another time
             predictions = os.path.join(self._output_dir, "coco_instances_results.json")
-            self.error_report.write(self._coco_api.dataset, predictions, files, name=self.dataset_name)
+            content = self._coco_api.dataset
+            self.error_report.write(
+                functools.partial(results_of_file, content, predictions),
+                files,
+                {category["id"]: str(category["name"]) for category in content["categories"]},
+                name=self.dataset_name,
+            )

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,6 +32,8 @@ from updetr_d2.visualization.boxes import save_picture
 from updetr_d2.visualization.errors import draw_errors
 
 logger = logging.getLogger(__name__)
+
+LoadResults = Callable[[Sequence[int | str]], list[ImageResult]]
 
 ERRORS_FILE, PICTURES_FOLDER = "errors.json", "errors"
 LABELS = "labels"
@@ -64,17 +66,24 @@ class ErrorReport:
             return None
         return cls(folder, cfg.TEST.VIS_IMAGES, cfg.TEST.ERROR_IMAGES, ReadOptions.from_config(cfg))
 
-    def write(self, content: dict, predictions: str, files: Mapping[int | str, str], *, name: str) -> None:
+    def write(
+        self,
+        load: LoadResults,
+        files: Mapping[int | str, str],
+        classes: Mapping[int, str],
+        *,
+        name: str,
+    ) -> None:
         """
         Args:
-            content: ground truth in COCO's format.
-            predictions: the file of results in COCO's format.
+            load: gives what was found in the images of some ids.
             files: image id -> file, of the images that were evaluated.
+            classes: category id -> name.
             name: of the data set.
         """
         try:
             started = time.perf_counter()
-            self._write(content, predictions, files, name)
+            self._write(load, files, classes, name)
             logger.info(
                 "Kinds of errors and pictures of examples are in %s (%.1f s; TEST.VIS_IMAGES 0 leaves them out).",
                 *(self.folder, time.perf_counter() - started),
@@ -84,13 +93,13 @@ class ErrorReport:
                 "The errors on '%s' were not drawn; the results above are not affected.", printable(name)
             )
 
-    def _write(self, content: dict, predictions: str, files: Mapping[int | str, str], name: str) -> None:
+    def _write(
+        self, load: LoadResults, files: Mapping[int | str, str], classes: Mapping[int, str], name: str
+    ) -> None:
         shutil.rmtree(os.path.join(self.folder, PICTURES_FOLDER), ignore_errors=True)
         Path(self.folder, ERRORS_FILE).unlink(missing_ok=True)
-        sample = choose_images(list(files), self.max_images)
-        results = results_of(content, json.loads(Path(predictions).read_text(encoding="utf-8")), sample)
-        classes = {category["id"]: str(category["name"]) for category in content["categories"]}
-        summary = summarize(results, classes)
+        results = load(choose_images(list(files), self.max_images))
+        summary = summarize(results, dict(classes))
         counts = count_images(results, summary.threshold)
         suspects = find_suspects(
             results, threshold=summary.threshold, number=_SUSPECTS_OF_A_PICTURE * self.num_pictures
@@ -158,14 +167,19 @@ def choose_images(image_ids: Sequence[int | str], number: int) -> list[int | str
     return [image_ids[i] for i in np.sort(chosen).tolist()]
 
 
-def results_of(
-    content: dict, predictions: Iterable[dict], image_ids: Sequence[int | str]
-) -> list[ImageResult]:
-    """What was found in some of the images, with their labels."""
-    chosen = set(image_ids)
-    annotations = [each for each in content["annotations"] if each["image_id"] in chosen]
+def results_of_file(content: dict, predictions: str, image_ids: Iterable[int | str]) -> list[ImageResult]:
+    """What was found in some of the images, with their labels.
+
+    Args:
+        content: ground truth in COCO's format.
+        predictions: file of results in COCO's format.
+        image_ids: of the images, in the order of the result.
+    """
     images = [{"id": image_id} for image_id in image_ids]
-    return read_results({"images": images, "annotations": annotations}, predictions)
+    chosen = {image["id"] for image in images}
+    annotations = [each for each in content["annotations"] if each["image_id"] in chosen]
+    found = json.loads(Path(predictions).read_text(encoding="utf-8"))
+    return read_results({"images": images, "annotations": annotations}, found)
 
 
 def suspicious_images(

@@ -23,6 +23,8 @@ from tabulate import tabulate
 from updetr_d2.data.datasets.classes import class_names
 from updetr_d2.data.oneshot.queries import evaluation_images
 from updetr_d2.data.oneshot.splits import ClassSplit
+from updetr_d2.evaluation.detection_matching import MAX_DETECTIONS, ImageResult
+from updetr_d2.evaluation.error_report import ErrorReport
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +61,7 @@ class OneShotEvaluator(DatasetEvaluator):
         num_shots: query patches that make one query, for the record.
         seed: of the query patches, for the record.
         output_folder: for ``oneshot_results.json``; None writes nothing.
+        error_report: kinds of errors and pictures, for the first query of every image and class; None for nothing.
     """
 
     def __init__(
@@ -69,7 +72,9 @@ class OneShotEvaluator(DatasetEvaluator):
         num_shots: int,
         seed: int,
         output_folder: str | None = None,
+        error_report: ErrorReport | None = None,
     ) -> None:
+        self.error_report = error_report
         self.dataset_name = dataset_name
         self.split = split
         self.num_shots = num_shots
@@ -142,6 +147,17 @@ class OneShotEvaluator(DatasetEvaluator):
             }
             with open(os.path.join(self.output_folder, "oneshot_results.json"), "w") as file:
                 json.dump(content, file, indent=1)
+        if self.error_report is not None:
+            pairs = {f"{each.image_id} {each.query_class}": each for each in results if not each.query_round}
+            by_id = {image["image_id"]: image for image in images}
+            self.error_report.write(
+                lambda ids: [
+                    result_of_query(str(i), pairs[str(i)], by_id[pairs[str(i)].image_id]) for i in ids
+                ],
+                {i: by_id[each.image_id].get("file_name", "") for i, each in pairs.items()},
+                dict(enumerate(names)),
+                name=self.dataset_name,
+            )
         return OrderedDict(oneshot={**summary, **settings})
 
     def _summary(self, per_class: dict[str, np.ndarray], names: Sequence[str]) -> dict[str, float]:
@@ -173,6 +189,30 @@ class OneShotEvaluator(DatasetEvaluator):
         ]
         table = tabulate(rows, ("classes", "class", *per_class), tablefmt="pipe", floatfmt=".1f")
         logger.info("One-shot detection on %s:\n%s", self.dataset_name, table)
+
+
+def result_of_query(pair_id: str, result: QueryResult, image: dict) -> ImageResult:
+    """What was found for a query, with the objects of its class.
+
+    Args:
+        pair_id: of image and query.
+        result: of the query.
+        image: dataset dict.
+    """
+    order = np.argsort(-result.scores, kind="stable")[:MAX_DETECTIONS]
+    boxes = result.boxes[order].astype(float)
+    boxes[:, 2:] -= boxes[:, :2]
+    objects = [each for each in image["annotations"] if each["category_id"] == result.query_class]
+    true_boxes = [BoxMode.convert(each["bbox"], each["bbox_mode"], BoxMode.XYWH_ABS) for each in objects]
+    return ImageResult(
+        pair_id,
+        boxes=boxes,
+        scores=result.scores[order].astype(float),
+        classes=np.full(len(order), result.query_class),
+        true_boxes=np.array(true_boxes, dtype=float).reshape(-1, 4),
+        true_classes=np.full(len(objects), result.query_class),
+        crowd=np.array([bool(each.get("iscrowd")) for each in objects], dtype=bool),
+    )
 
 
 def coco_measures(

@@ -13,6 +13,7 @@ from updetr_d2.data.datasets.names import DatasetDicts
 from updetr_d2.data.loading.build import load_test_set
 from updetr_d2.data.proposals.file import Proposals, image_id_of
 from updetr_d2.evaluation.class_agnostic import ClassAgnosticEvaluator
+from updetr_d2.evaluation.error_report import ErrorReport
 from updetr_d2.tasks.base import TASKS, Task
 from updetr_d2.tasks.findings import PredictedClasses
 
@@ -98,7 +99,12 @@ class ObjectPretrainingTask(UnlabeledTask):
         return DETRDatasetMapper(cfg, is_train=False)
 
     def build_evaluator(self, cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
-        return ClassAgnosticEvaluator(load_test_set(dataset_name), output_folder=output_folder)
+        return ClassAgnosticEvaluator(
+            load_test_set(dataset_name),
+            output_folder=output_folder,
+            name=dataset_name,
+            error_report=ErrorReport.from_config(cfg, output_folder),
+        )
 
     def predicted_classes(self, cfg: CfgNode, num_patches: int = 0) -> PredictedClasses:
         return PredictedClasses(names=["object"], ids=[1])

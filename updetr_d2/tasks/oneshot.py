@@ -12,6 +12,7 @@ from updetr_d2.data.datasets.classes import class_names
 from updetr_d2.data.datasets.names import DatasetDicts
 from updetr_d2.data.oneshot import queries
 from updetr_d2.data.oneshot.splits import class_split
+from updetr_d2.evaluation.error_report import ErrorReport
 from updetr_d2.evaluation.oneshot import OneShotEvaluator
 from updetr_d2.tasks.base import TASKS, QueryPatches
 from updetr_d2.tasks.detection import DetectionTask
@@ -47,6 +48,7 @@ class OneShotTask(DetectionTask):
             num_shots=cfg.DATASETS.ONESHOT.NUM_SHOTS,
             seed=cfg.TEST.ONESHOT.SEED,
             output_folder=output_folder,
+            error_report=ErrorReport.from_config(cfg, output_folder),
         )
 
     def query_patches(self, cfg: CfgNode) -> QueryPatches:
