@@ -40,3 +40,24 @@ def test_a_recipe_is_found_by_its_name_from_any_folder(tmp_path, monkeypatch):
     assert train.setup(args).MODEL.META_ARCHITECTURE == "DETR"
     assert opened_for_log == [get_config_file(name)]
     assert args.config_file == name
+
+
+def test_flags_may_stand_behind_the_pairs():
+    """A command that was interrupted is repeated with one more word at its end."""
+    argv = ["--config-file", "a.yaml", "--num-gpus", "2", "SEED", "3", "OUTPUT_DIR", "out"]
+    before, behind = train.parse_arguments(["--resume", *argv]), train.parse_arguments([*argv, "--resume"])
+    assert before == behind and behind.resume and not behind.eval_only
+    assert behind.opts == ["SEED", "3", "OUTPUT_DIR", "out"]
+    assert train.parse_arguments([*argv[:6], "--eval-only", *argv[6:]]).eval_only
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["SEED", "3", "--num-gpus", "2"], "Put --num-gpus, with its value, before the KEY VALUE pairs"),
+        (["SEED", "3", "OUTPUT_DIR"], "one is alone: SEED 3 OUTPUT_DIR"),
+    ],
+)
+def test_what_is_no_pair_is_said_in_a_sentence(argv, words):
+    with pytest.raises(SystemExit, match=words):
+        train.parse_arguments(argv)

@@ -11,6 +11,7 @@
 import logging
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser, default_setup
@@ -30,6 +31,9 @@ from updetr_d2.engine.trainer import UPDETRTrainer, kept_config
 from updetr_d2.tasks import check_config, task_of
 
 logger = logging.getLogger("updetr_d2")
+
+# Options without a value. Detectron2's parser takes all that stands behind the first KEY VALUE pair for pairs.
+_FLAGS = ("--resume", "--eval-only")
 
 
 def setup(args: Namespace) -> CfgNode:
@@ -103,9 +107,28 @@ def main(args: Namespace) -> dict | None:
     return trainer.train()
 
 
+def parse_arguments(argv: Sequence[str]) -> Namespace:
+    """Detectron2's command line; ``--resume`` and ``--eval-only`` may stand behind the KEY VALUE pairs, too.
+
+    Raises:
+        SystemExit: with a sentence about other options behind the pairs, or a key without a value.
+    """
+    flags = [argument for argument in argv if argument in _FLAGS]
+    others = [argument for argument in argv if argument not in _FLAGS]
+    arguments = default_argument_parser(__doc__).parse_args([*flags, *others])
+    late = [argument for argument in arguments.opts if argument.startswith("--")]
+    if late:
+        sys.exit(
+            f"Put {late[0]}, with its value, before the KEY VALUE pairs: all behind the first pair are pairs."
+        )
+    if len(arguments.opts) % 2:
+        sys.exit(f"These are not pairs of a key and a value, one is alone: {' '.join(arguments.opts)}")
+    return arguments
+
+
 def run(argv: list[str] | None = None) -> None:
     """Run the command line, in as many processes as it asks for."""
-    arguments = default_argument_parser(__doc__).parse_args(argv)
+    arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
     if not arguments.config_file:
         sys.exit("Name a config with --config-file; configs/ holds one for each recipe.")
     launch(main, arguments, device=configured_device(arguments))
