@@ -9,7 +9,7 @@ from helpers import tiny_cfg, tiny_model
 
 from updetr_d2.cli import train
 from updetr_d2.config.files import get_config_file
-from updetr_d2.engine.trainer import kept_config
+from updetr_d2.engine.config_file import kept_config
 
 
 def test_the_config_of_a_run_stays_until_another_run_begins(tmp_path):

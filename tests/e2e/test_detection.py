@@ -8,6 +8,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from helpers import SMALL_DETR, run_train_net
+from html_page import Page
 from PIL import Image
 
 from updetr_d2.cli import convert
@@ -37,6 +38,11 @@ def test_voc_recipe_trains_and_evaluates_with_both_measures(voc, tmp_path):
     for part in again:
         assert 0 <= again[part]["AP50"] <= 100
         assert again[part]["AP"] == pytest.approx(results[f"{part}/AP"], abs=1e-3)
+    for folder in ("output", "again"):
+        page = Page((tmp_path / folder / "report.html").read_text())
+        assert any(heading.startswith("What goes wrong on voc") for heading in page.headings)
+        (row,) = [row for row in page.rows if row[0] == "bbox/AP50"]
+        assert float(row[1]) == pytest.approx(again["bbox"]["AP50"], abs=1e-2)
     during, after = (predictions(tmp_path / folder) for folder in ("output", "again"))
     np.testing.assert_allclose(during, after, rtol=1e-4)
 

@@ -24,10 +24,11 @@ from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
 from updetr_d2.checkpoint.run_files import check_writable
 from updetr_d2.config.files import find_config_file, merge_config_file
 from updetr_d2.data.datasets.names import ensure_registered
+from updetr_d2.engine.config_file import kept_config
 from updetr_d2.engine.hooks import write_report
 from updetr_d2.engine.launch import launch
 from updetr_d2.engine.run_lock import lock_output_dir
-from updetr_d2.engine.trainer import UPDETRTrainer, kept_config
+from updetr_d2.engine.trainer import UPDETRTrainer
 from updetr_d2.tasks import check_config, task_of
 
 logger = logging.getLogger("updetr_d2")

@@ -1,12 +1,10 @@
 """The trainer of every task: Detectron2's ``DefaultTrainer`` on our loaders, optimizer, loop and evaluators."""
 
-import contextlib
 import hashlib
 import logging
 import os
 import re
 import weakref
-from collections.abc import Iterator
 
 import torch
 from detectron2.config import CfgNode
@@ -30,6 +28,7 @@ from updetr_d2.data.transforms.image_io import UnusableImageError
 from updetr_d2.engine.advice import LowResultAdvice, advise_held_out, advise_schedule
 from updetr_d2.engine.best_checkpoint import BestCheckpointHook, TrainingIsDone
 from updetr_d2.engine.compilation import compile_parts
+from updetr_d2.engine.config_file import save_config
 from updetr_d2.engine.ema import EMAHook, WeightAverage
 from updetr_d2.engine.finite_check import FiniteCheck
 from updetr_d2.engine.hooks import (
@@ -192,7 +191,12 @@ class UPDETRTrainer(DefaultTrainer):
             LowResultAdvice(),
             DataTimeAdvice(num_workers=cfg.DATALOADER.NUM_WORKERS),
             MetricsWriter(self.build_writers(), period=WRITE_PERIOD) if comm.is_main_process() else None,
-            ReportHook(cfg.OUTPUT_DIR, eval_period=cfg.TEST.EVAL_PERIOD, period=WRITE_PERIOD),
+            # Without pictures the page has little to say before the end.
+            ReportHook(
+                cfg.OUTPUT_DIR,
+                eval_period=cfg.TEST.EVAL_PERIOD if cfg.TEST.VIS_IMAGES else 0,
+                period=WRITE_PERIOD,
+            ),
         ]
 
     def build_writers(self) -> list[EventWriter]:
@@ -312,33 +316,6 @@ def check_test_sets(cfg: CfgNode, training_set: DatasetDicts = ()) -> None:
                 f"'{name}' in DATASETS.TEST cannot be used ({error}); name held-out data there, or '()' to train "
                 "without evaluation."
             ) from error
-
-
-@contextlib.contextmanager
-def kept_config(output_dir: str) -> Iterator[None]:
-    """Keep the ``config.yaml`` of a run that is there already: Detectron2's ``default_setup`` replaces it at once.
-
-    A start that is refused, and an evaluation, leave it as it is; :class:`UPDETRTrainer` writes that of its run.
-    """
-    path = os.path.join(output_dir, "config.yaml")
-    earlier = None
-    if comm.is_main_process() and os.path.isfile(path):
-        with open(path, "rb") as file:
-            earlier = file.read()
-    try:
-        yield
-    finally:
-        if earlier is not None:
-            with open(path, "wb") as file:
-                file.write(earlier)
-
-
-def save_config(cfg: CfgNode) -> None:
-    """Write the config with its derived values over the one that Detectron2's ``default_setup`` wrote."""
-    if comm.is_main_process() and cfg.OUTPUT_DIR:
-        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
-        with open(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "w", encoding="utf-8") as file:
-            file.write(cfg.dump())
 
 
 def check_pretrained(cfg: CfgNode, checkpointer: UPDETRCheckpointer) -> None:
