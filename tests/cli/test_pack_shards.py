@@ -124,3 +124,65 @@ def test_wrong_arguments_are_one_sentence(tool, images, tmp_path):
     (tmp_path / "bad" / "a.jpg").touch()
     with pytest.raises(SystemExit, match="no image could be read"):
         pack(tool, tmp_path / "bad", tmp_path / "out")
+
+
+def save_photo(path, width, height, *, exif=None, **options):
+    rng = np.random.default_rng(width)
+    coarse = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    photo = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    photo.save(path, **options, **({"exif": exif} if exif else {}))
+
+
+def sources_of(folder) -> dict[str, list[str]]:
+    """What sources.tsv says of each source, by its file name: member, and sizes if it was made smaller."""
+    found = {}
+    for line in (folder / "sources.tsv").read_text().splitlines():
+        member, source, *sizes = line.split("\t")
+        found[json.loads(source).rpartition("/")[2]] = [member, *sizes]
+    return found
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_large_images_become_smaller_and_small_ones_stay_as_they_are(tool, tmp_path, monkeypatch, workers):
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    save_photo(folder / "wide.png", 200, 150)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be turned by 90 degrees
+    save_photo(folder / "turned.jpg", 160, 80, exif=turned, quality=100, subsampling=0)
+    save_photo(folder / "line.jpg", 400, 1)
+    save_photo(folder / "small.jpg", 100, 99)
+    Image.fromarray(np.full((150, 200), 4000, np.uint16)).save(folder / "deep.png")
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
+    pack(tool, folder, tmp_path / "out", "--max-side", 100, "--quality", 95, "--workers", workers)
+
+    sources = sources_of(tmp_path / "out")
+    assert {name: sizes for name, (_, *sizes) in sources.items()} == {
+        "wide.png": ["200x150", "100x75"],
+        "turned.jpg": ["80x160", "50x100"],  # the upright image's
+        "line.jpg": ["400x1", "100x1"],
+        "small.jpg": [],
+        "deep.png": [],
+    }
+    members = {each["image_id"]: each["file_name"] for each in load_shards(f"{tmp_path}/out/*.tar")}
+    for name in ("small.jpg", "deep.png"):
+        assert shard_index.read_member(members[sources[name][0]]) == (folder / name).read_bytes()
+    for name, size in (("wide.png", (100, 75)), ("turned.jpg", (50, 100))):
+        expected = Image.fromarray(read_image_rgb(str(folder / name))).resize(size, Image.Resampling.BILINEAR)
+        packed_pixels = read_image_rgb(members[sources[name][0]])
+        assert np.abs(packed_pixels.astype(int) - np.asarray(expected)).mean() < 3
+
+
+def test_quality_decides_on_the_bytes_of_what_became_smaller(tool, tmp_path, monkeypatch):
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    save_photo(folder / "a.png", 300, 200)
+    sizes = []
+    for quality in (30, 95):
+        pack(tool, folder, tmp_path / str(quality), "--max-side", 150, "--quality", quality)
+        sizes.append(len(packed(tmp_path / str(quality))[0]))
+    assert sizes[0] < 0.7 * sizes[1]
+    with pytest.raises(SystemExit, match="--quality in 1 to 100"):
+        pack(tool, folder, tmp_path / "no", "--max-side", 150, "--quality", 0)
