@@ -47,6 +47,7 @@ def train(num_parts, model, num_patches=None, steps=5):
         for loop.iter in range(steps):
             storage.iter = loop.iter
             loop.run_step()
+            loop.settle()
             if comm.is_main_process():
                 losses.append(storage.latest()["total_loss"][0])
     return torch.cat([p.detach().flatten() for p in optimizer.param_groups[0]["params"]]), losses

@@ -2,7 +2,10 @@
 
 import os
 import signal
+from collections import Counter
+from contextlib import ExitStack
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -67,6 +70,7 @@ def train(make_sample, steps=3, model=("UPDETR",), check=None, stop=None, after_
         for loop.iter in range(steps):
             storage.iter = loop.iter
             loop.run_step()
+            loop.settle()
             if comm.is_main_process():
                 losses.append(storage.latest()["total_loss"][0])
             after_step(loop.iter)
@@ -165,6 +169,64 @@ def test_a_step_that_is_left_out_changes_nothing_in_any_process(kind):
     for _, weights, num_skipped in results:
         assert torch.equal(weights, expected)
         assert num_skipped == 1
+
+
+class FailsTogether(Poisoned):
+    """Like our models, it says that the criterion tells all processes of a failure."""
+
+    fails_together = True
+
+
+def meet_a_bad_image():
+    """Two steps, of which the second has a bad image in process 1; gives the weights and the message."""
+    torch.manual_seed(0)
+    model = distribute(FailsTogether(tiny_model("UPDETR", "MODEL.UPDETR.MASK_RATIO", 0.0)))
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.02)
+    loop = TrainLoop(model, SharedBatches(bad("image")), optimizer)
+    with EventStorage(), pytest.raises(FloatingPointError) as error:
+        for loop.iter in range(3):
+            loop.run_step()
+    return str(error.value), loop.iter
+
+
+def test_the_criterion_tells_all_processes_of_a_failure():
+    one, other = run_processes(2, meet_a_bad_image)
+    assert one == other
+    message, iteration = one
+    assert iteration == 1
+    assert "process 1: The matching cost is not finite" in message
+    assert "process 0" not in message
+
+
+def count_collectives(num_steps):
+    """Collective operations of some steps, beside DDP's exchange of gradients."""
+    counts = Counter()
+
+    def counting(name):
+        operation = getattr(torch.distributed, name)
+
+        def counted(*args, **kwargs):
+            counts[name] += 1
+            return operation(*args, **kwargs)
+
+        return counted
+
+    names = ("all_reduce", "all_gather", "all_gather_object", "gather_object", "barrier", "broadcast")
+    torch.manual_seed(0)
+    model = distribute(tiny_model("UPDETR"))
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.02)
+    loop = TrainLoop(model, SharedBatches(patches_to_find), optimizer)
+    with ExitStack() as stack, EventStorage():
+        for name in names:
+            stack.enter_context(mock.patch.object(torch.distributed, name, counting(name)))
+        for loop.iter in range(num_steps):
+            loop.run_step()
+        loop.settle()
+    return dict(counts)
+
+
+def test_a_step_has_two_collective_operations_and_the_log_one_exchange():
+    assert run_processes(2, count_collectives, 3) == [{"all_reduce": 6, "gather_object": 1}] * 2
 
 
 def train_until_stopped(signalled_rank):

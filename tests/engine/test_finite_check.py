@@ -15,7 +15,7 @@ BATCH = [{"image": torch.ones(3, 4, 4)}]
 
 def report(loss_ce=1.0, loss_bbox=2.0, grad_norm=3.0, error="", names=("a.jpg",)):
     losses = {} if error else {"loss_ce": loss_ce, "loss_bbox": loss_bbox}
-    return StepReport(losses, {"grad_norm": grad_norm}, error, 0.0, 0, names)
+    return StepReport(losses, {"grad_norm": grad_norm}, error, 0, names)
 
 
 def passes(check, *reports):

@@ -86,7 +86,8 @@ def run_hook(hook, first, stop, max_iter=10):
     hook.before_train()
     loader = SimpleNamespace(state_dict=lambda: state(8))
     for iteration in range(first, stop):
-        hook.trainer = SimpleNamespace(iter=iteration, max_iter=max_iter, data_loader=loader)
+        settle = lambda: None  # noqa: E731
+        hook.trainer = SimpleNamespace(iter=iteration, max_iter=max_iter, data_loader=loader, settle=settle)
         hook.after_step()
 
 

@@ -50,7 +50,7 @@ def test_no_operation_of_a_step_waits_for_values():
     with WaitingOperations() as operations:
         step()
     # The sizes of the images, the matcher's check of the costs, the scalars of the log.
-    on_host = {"preprocess_images", "__call__", "exchange_reports", "elsewhere"}
+    on_host = {"preprocess_images", "__call__", "tolist", "elsewhere"}
     assert set(operations.callers) <= on_host, operations.callers
 
 

@@ -6,11 +6,13 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
 from helpers import DEFORMABLE, DINO, random_sample, tiny_cfg, tiny_model
 from processes import run_processes
 from torch import nn
 
 from updetr_d2.config.build import build_model
+from updetr_d2.engine.train_loop import TrainLoop
 from updetr_d2.engine.trainer import distribute
 from updetr_d2.mean_teacher.step import MeanTeacherStep, Ramp
 
@@ -190,3 +192,59 @@ def test_a_process_with_a_bad_batch_keeps_step_with_the_others():
     assert (good, bad) == tuple(other)
     assert good == ""
     assert "not finite" in bad
+
+
+class BothKinds:
+    """Four labeled and eight unlabeled images a step of all processes, with very different numbers of boxes."""
+
+    seed = 2
+
+    def __iter__(self):
+        rank, world_size = comm.get_rank(), comm.get_world_size()
+        step = 0
+        while True:
+            torch.manual_seed(step)
+            labeled = [random_sample(64, 96, num_targets=(0, 7, 1, 2)[i]) for i in range(4)]
+            unlabeled = [unlabeled_sample() for _ in range(8)]
+            yield labeled[rank::world_size] + unlabeled[rank::world_size]
+            step += 1
+
+
+def train_in_parts(num_parts):
+    """Three steps by the training loop; gives the weights, the logged numbers and the teacher's thresholds."""
+    torch.manual_seed(0)
+    cfg = tiny_cfg("DETR", *DEFORMABLE, f"{GROUP}.BURN_IN_ITERS", 0, f"{GROUP}.RAMP_ITERS", 2)
+    cfg.merge_from_list([f"{GROUP}.CLASS_QUANTILE", 0.5])
+    model = distribute(build_model(cfg))
+    step = MeanTeacherStep(cfg, teacher=ByFirstPixel())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    loop = TrainLoop(
+        model, BothKinds(), optimizer, compute_losses=step, num_parts=num_parts, max_grad_norm=1.0
+    )
+    logged = {}
+    with EventStorage() as storage:
+        for loop.iter in range(3):
+            loop.run_step()
+            loop.settle()
+            assert all("instances" in sample for sample in step.last_samples)
+            for name, (value, _) in storage.latest().items():
+                # Metrics of parts are averaged, which is something else for shares of the boxes.
+                if name.startswith(("loss", "pseudo", "total")):
+                    logged[loop.iter, name] = value
+    return torch.cat([p.detach().flatten() for p in model.parameters()]), logged, step.state_dict()
+
+
+def test_parts_of_a_batch_make_the_update_of_the_whole():
+    weights, logged, thresholds = train_in_parts(1)
+    parts, parts_logged, parts_thresholds = train_in_parts(2)
+    assert (parts - weights).norm() <= 1e-6 * weights.norm()
+    assert parts_logged == pytest.approx(logged, rel=1e-4, abs=1e-5)
+    assert any("pseudo_boxes" in name and value for (_, name), value in logged.items())
+    assert parts_thresholds == thresholds
+
+
+def test_parts_of_two_processes_make_the_update_of_the_whole():
+    weights, _, thresholds = train_in_parts(1)
+    for parts, _, parts_thresholds in run_processes(2, train_in_parts, 2):
+        assert (parts - weights).norm() <= 1e-6 * weights.norm()
+        assert sorted(map(str, parts_thresholds)) == sorted(map(str, thresholds))

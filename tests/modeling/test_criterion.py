@@ -25,7 +25,7 @@ def build(**overrides):
     def on_heads(heads, targets):
         return criterion(outputs_of(heads), targets)
 
-    on_heads.num_boxes = criterion.num_boxes
+    on_heads.exchange = criterion.exchange
     return on_heads
 
 
@@ -191,17 +191,17 @@ def test_metrics_of_the_last_layer_by_hand():
 
 
 @pytest.mark.parametrize(("counts", "expected"), [((2, 3), 5.0), ((0, 0), 1.0)])
-def test_num_boxes_of_one_process(counts, expected):
-    assert float(build().num_boxes(random_targets(*counts))) == expected
+def test_number_of_boxes_of_one_process(counts, expected):
+    assert float(build().exchange(random_targets(*counts))[0]) == expected
 
 
-def _num_boxes_of_rank(rank, store, targets, results):
+def _number_of_boxes_of_rank(rank, store, targets, results):
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    results.put((rank, [float(build().num_boxes(t)) for t in targets]))
+    results.put((rank, [float(build().exchange(t)[0]) for t in targets]))
     torch.distributed.destroy_process_group()
 
 
-def test_num_boxes_is_the_mean_of_two_processes(tmp_path):
+def test_number_of_boxes_is_the_mean_of_two_processes(tmp_path):
     targets_of_rank = [
         [random_targets(3, 4), random_targets(1)],
         [random_targets(2, 0), random_targets(0)],
@@ -210,7 +210,7 @@ def test_num_boxes_is_the_mean_of_two_processes(tmp_path):
     context = torch.multiprocessing.get_context("fork")
     results = context.Queue()
     processes = [
-        context.Process(target=_num_boxes_of_rank, args=(rank, tmp_path / "store", targets, results))
+        context.Process(target=_number_of_boxes_of_rank, args=(rank, tmp_path / "store", targets, results))
         for rank, targets in enumerate(targets_of_rank)
     ]
     for process in processes:

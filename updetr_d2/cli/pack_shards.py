@@ -49,7 +49,9 @@ def get_parser() -> argparse.ArgumentParser:
         "--max-side", type=int, help="make images with a longer side (px) smaller; others stay as they are"
     )
     parser.add_argument("--quality", type=int, default=90, help="of the JPEG files that --max-side makes")
-    parser.add_argument("--workers", type=int, default=0, help="processes that read, beside the one that writes")
+    parser.add_argument(
+        "--workers", type=int, default=0, help="processes that read, beside the one that writes"
+    )
     return parser
 
 
@@ -188,7 +190,11 @@ def _read_all(
     """Give the files in an order; those that cannot be used go to ``left_out``."""
     # DataLoader's types want a Sampler or an Iterable of int, and a list is one that it refuses.
     loader: Any = DataLoader(
-        files, batch_size=None, sampler=order, num_workers=num_workers, collate_fn=_identity  # type: ignore[arg-type]
+        files,
+        batch_size=None,
+        sampler=order,
+        num_workers=num_workers,
+        collate_fn=_identity,  # type: ignore[arg-type]
     )
     for file in tqdm(loader, unit=" images", disable=None):
         if file.refused:

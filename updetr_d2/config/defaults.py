@@ -34,6 +34,9 @@ def _add_input_config(cfg: CN) -> None:
     # Decode JPEGs at 1/2, 1/4 or 1/8 of their sides where that is still as large as what detection resizes them
     # to: faster for photos of many megapixels, with pixels that differ slightly.
     cfg.INPUT.JPEG_DRAFT = False
+    # Batches in a row whose images are resized to the same length of INPUT.MIN_SIZE_TRAIN, which saves padding (with
+    # 10, as YOLOv2 does it, about half of it); 0 draws one for each image, as DETR does.
+    cfg.INPUT.BATCHES_PER_SCALE = 0
     # Bits that the values of 16-bit gray files use: 16, or 10, 12 or 14 with many cameras and scanners.
     cfg.INPUT.GRAY_BITS = 16
 
@@ -358,6 +361,9 @@ def _add_solver_config(cfg: CN) -> None:
     # Passes forward and backward that each batch is split into, for less memory: the update is that of the whole
     # SOLVER.IMS_PER_BATCH.
     cfg.SOLVER.ACCUMULATION_STEPS = 1
+    # On GPUs with AdamW: the device leaves out updates from numbers that are not finite, and the host looks at the
+    # numbers a step later instead of waiting for them; messages about them come a step later.
+    cfg.SOLVER.LATE_CHECK = True
     # PyTorch's float32 matrix products: "highest", or "high" for TF32 on GPUs.
     cfg.SOLVER.MATMUL_PRECISION = "highest"
     # Autocast to bfloat16 on GPUs that have it, even if SOLVER.AMP.ENABLED is False.

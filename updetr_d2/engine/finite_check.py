@@ -21,7 +21,6 @@ class StepReport(NamedTuple):
         losses: weighted losses by name; empty if the model gave none.
         checked: numbers beside the losses that must be finite; the same in all processes.
         error: why the model gave no losses, "" if it did.
-        data_time: seconds spent waiting for the batch.
         stop_signal: number of the signal to stop that the process has received, 0 for none.
         file_names: of the batch, only if a number is not finite.
     """
@@ -29,7 +28,6 @@ class StepReport(NamedTuple):
     losses: dict[str, float]
     checked: dict[str, float]
     error: str
-    data_time: float
     stop_signal: int
     file_names: tuple[str, ...]
 

@@ -72,6 +72,7 @@ class CheckpointHook(HookBase):
             run_files.remove_old_checkpoints(self.checkpointer.save_dir, newest=iteration, keep=self.keep)
 
     def _save(self, name: str) -> None:
+        self.trainer.settle()
         states = comm.gather(self.trainer.data_loader.state_dict())
         if comm.is_main_process():
             run_files.restore_folder(self.checkpointer.save_dir)
@@ -96,6 +97,22 @@ class CheckpointHook(HookBase):
             comm.get_world_size(),
         )
         data_loader.load_state_dict(furthest_state(states))
+
+
+class SettleHook(HookBase):
+    """Have the last steps checked and their metrics brought together; stands before the writer of metrics.
+
+    Args:
+        period: iterations between two exchanges of the processes.
+    """
+
+    def __init__(self, period: int) -> None:
+        self.period = period
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done % self.period == 0 or done >= self.trainer.max_iter:
+            self.trainer.settle()
 
 
 class MetricsWriter(hooks.PeriodicWriter):

@@ -36,6 +36,7 @@ from updetr_d2.engine.hooks import (
     DataTimeAdvice,
     MetricsWriter,
     ReportHook,
+    SettleHook,
     SkippedFilesReport,
 )
 from updetr_d2.engine.optimizer import build_optimizer, full_model_clip_norm
@@ -102,6 +103,7 @@ class UPDETRTrainer(DefaultTrainer):
             stop_signals=self.stop_signals,
             compute_losses=self.training_step,
             num_parts=cfg.SOLVER.ACCUMULATION_STEPS,
+            late_check=checks_late(cfg),
         )
         self._trainer.register_hooks([self.held])
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
@@ -189,6 +191,7 @@ class UPDETRTrainer(DefaultTrainer):
             *task_of(cfg).training_hooks(cfg),
             SkippedFilesReport(),
             LowResultAdvice(),
+            SettleHook(WRITE_PERIOD),
             DataTimeAdvice(num_workers=cfg.DATALOADER.NUM_WORKERS),
             MetricsWriter(self.build_writers(), period=WRITE_PERIOD) if comm.is_main_process() else None,
             # Without pictures the page has little to say before the end.
@@ -214,6 +217,10 @@ class UPDETRTrainer(DefaultTrainer):
                 return super().train()
             except TrainingIsDone:
                 return None
+
+    def settle(self) -> None:
+        """See :meth:`.TrainLoop.settle`."""
+        self._trainer.settle()
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Go on from a checkpoint at its place in the schedule, with the learning rates of the config."""
@@ -279,6 +286,11 @@ def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
     if name == "float16" and not cfg.MODEL.DEVICE.startswith("cuda"):
         raise ValueError("SOLVER.AMP.DTYPE float16 needs MODEL.DEVICE cuda; use bfloat16.")
     return types[name]
+
+
+def checks_late(cfg: CfgNode) -> bool:
+    """Whether ``SOLVER.LATE_CHECK`` has an effect: on a CPU there is nothing to wait for."""
+    return cfg.SOLVER.LATE_CHECK and cfg.MODEL.DEVICE.startswith("cuda")
 
 
 def distribute(model: nn.Module) -> nn.Module:

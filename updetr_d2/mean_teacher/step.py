@@ -4,6 +4,7 @@ The teacher, an average of the student's weights, labels the weak views of unlab
 these labels on the strong views, beside those of people.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +84,7 @@ class MeanTeacherStep:
         self.drop_iou = drop_iou
         self.guard = guard
         self.last_samples: list[dict] = []
+        self._scalars: dict[str, float] = {}
 
     @classmethod
     def from_config(cls, cfg: CfgNode, teacher: nn.Module) -> dict[str, Any]:
@@ -113,12 +115,10 @@ class MeanTeacherStep:
         Returns:
             weighted losses, those of unlabeled images with the suffix ``_pseudo``, and scalars about the labels.
         """
-        labeled = [sample for sample in batch if not is_unlabeled(sample)]
-        unlabeled = self.last_samples = [sample for sample in batch if is_unlabeled(sample)]
-        weight = self.ramp(iteration)
-        if not unlabeled or not weight:
+        labeled, unlabeled = self._divide(batch, iteration)
+        if not unlabeled:
             return model(labeled), {}
-        scalars = {"pseudo_weight": weight, **self.label(unlabeled)}
+        weight = self.ramp(iteration)
         problem: FloatingPointError | None = None
         pseudo_losses: dict[str, Tensor] = {}
         try:
@@ -131,7 +131,37 @@ class MeanTeacherStep:
             raise problem
         losses = {**losses, **{f"{name}_pseudo": weight * value for name, value in pseudo_losses.items()}}
         device = next(iter(losses.values())).device
+        scalars = {"pseudo_weight": weight, **self._scalars}
         return losses, {name: torch.tensor(value).to(device) for name, value in scalars.items()}
+
+    def split(
+        self, batch: list[dict], iteration: int, split_samples: Callable[[list[dict]], list[list[dict]]]
+    ) -> list[list[dict]]:
+        """Parts of a batch for gradient accumulation, each with its share of both kinds of images.
+
+        The teacher labels all images at once, so the parts know how much there is to learn in all of them.
+
+        Args:
+            batch, iteration: as for a call, which each part is given to later.
+            split_samples: splits samples of one kind.
+        """
+        labeled, unlabeled = self._divide(batch, iteration)
+        parts = split_samples(labeled)
+        if not unlabeled:
+            return parts
+        return [part + others for part, others in zip(parts, split_samples(unlabeled), strict=True)]
+
+    def _divide(self, batch: list[dict], iteration: int) -> tuple[list[dict], list[dict]]:
+        """Labeled samples, and those that the teacher has labeled: none before its time has come."""
+        labeled = [sample for sample in batch if not is_unlabeled(sample)]
+        unlabeled = [sample for sample in batch if is_unlabeled(sample)]
+        if unlabeled and all("instances" in sample for sample in unlabeled):
+            return labeled, unlabeled  # a part of a batch that has been labeled
+        self.last_samples = unlabeled
+        if not unlabeled or not self.ramp(iteration):
+            return labeled, []
+        self._scalars = self.label(unlabeled)
+        return labeled, unlabeled
 
     def label(self, samples: list[dict]) -> dict[str, float]:
         """Let the teacher label unlabeled samples in place; returns what is to be logged about it."""

@@ -83,6 +83,9 @@ class SetCriterion(nn.Module):
         deep_supervision: losses on every decoder layer instead of the last only.
     """
 
+    # The processes agree in each pass on whether there are losses.
+    fails_together = True
+
     @configurable
     def __init__(
         self,
@@ -126,14 +129,29 @@ class SetCriterion(nn.Module):
             weighted scalar losses (suffix ``_0`` … ``_{L-2}`` for the layers before the last; those of auxiliary
             outputs have their suffix before that), and scalar metrics of the last layer that are logged but not
             trained: ``class_error`` (%), ``cardinality_error``.
+
+        Raises:
+            FloatingPointError: if something cannot be matched, in all processes alike; without a message in those
+                that could.
         """
         if not self.deep_supervision:
             outputs = outputs.last_layer()
-        num_boxes = self.num_boxes(targets)
-        matches = self.matcher(outputs.logits, outputs.boxes, targets)
+        problem, matched = None, []
+        try:
+            matches = self.matcher(outputs.logits, outputs.boxes, targets)
+            matched = [self._match(each, targets) for each in outputs.auxiliary.values()]
+        except FloatingPointError as error:
+            problem = error
+        # The one exchange of the processes within a step: where one of them fails, all do.
+        num_boxes, failed = self.exchange(targets, failed=problem is not None)
+        if failed:
+            raise problem or FloatingPointError
         weighted = self._weighted_losses(outputs, targets, matches, num_boxes)
-        for suffix, auxiliary in outputs.auxiliary.items():
-            weighted.update(self._auxiliary_losses(auxiliary, targets, num_boxes, f"_{suffix}"))
+        for (suffix, auxiliary), (own_targets, pairs) in zip(outputs.auxiliary.items(), matched):
+            copies = num_boxes * auxiliary.num_copies
+            weighted.update(
+                self._weighted_losses(auxiliary.outputs, own_targets, pairs, copies, f"_{suffix}")
+            )
         last = matches.last_layer_only(len(outputs.logits))
         return weighted, self.metrics(outputs, targets, last)
 
@@ -154,9 +172,8 @@ class SetCriterion(nn.Module):
                 weighted.update({f"{name}{suffix}_{i}": value for i, value in enumerate(before)})
         return weighted
 
-    def _auxiliary_losses(
-        self, auxiliary: AuxiliaryOutputs, targets: BatchTargets, num_boxes: Tensor, suffix: str
-    ) -> dict[str, Tensor]:
+    def _match(self, auxiliary: AuxiliaryOutputs, targets: BatchTargets) -> tuple[BatchTargets, Matches]:
+        """What auxiliary outputs have to learn, and which of them which of it."""
         targets = dataclasses.replace(targets, group_size=None)
         if auxiliary.class_agnostic:
             targets = dataclasses.replace(targets, labels=torch.zeros_like(targets.labels))
@@ -165,15 +182,26 @@ class SetCriterion(nn.Module):
             matches = auxiliary.assign(targets)
         elif matches is None:
             matches = self.matcher(outputs.logits, outputs.boxes, targets)
-        return self._weighted_losses(outputs, targets, matches, num_boxes * auxiliary.num_copies, suffix)
+        return targets, matches
 
-    def num_boxes(self, targets: BatchTargets) -> Tensor:
-        """Mean number of target boxes per process of the global batch, at least 1; a float32 scalar."""
-        total = torch.full((), float(sum(targets.normalizing_counts)), device=targets.boxes.device)
-        if comm.get_world_size() > 1:
-            torch.distributed.all_reduce(total)
-            total = total / comm.get_world_size()
-        return total.clamp(min=1)
+    def exchange(self, targets: BatchTargets, *, failed: bool = False) -> tuple[Tensor, bool]:
+        """Tell the other processes about this one, in one collective operation.
+
+        Args:
+            targets: of this process.
+            failed: this process has no losses.
+
+        Returns:
+            the mean number of target boxes per process of the global batch, at least 1, a float32 scalar; and
+            whether any process has failed.
+        """
+        own = (sum(targets.normalizing_counts), failed)
+        values = torch.stack([torch.full((), float(value), device=targets.boxes.device) for value in own])
+        world_size = comm.get_world_size()
+        if world_size > 1:
+            torch.distributed.all_reduce(values)
+            failed = bool(values[1])
+        return (values[0] / world_size).clamp(min=1), failed
 
     @torch.no_grad()
     def metrics(self, outputs: Outputs, targets: BatchTargets, last: Matches) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import transforms as T
 from detectron2.utils import comm
 from PIL import Image
 
@@ -17,6 +18,7 @@ from updetr_d2 import add_updetr_config
 from updetr_d2.data.loading.build import build_test_loader, build_train_loader
 from updetr_d2.data.loading.samples import SkippedFiles, StreamSampler, seeded_generators
 from updetr_d2.data.transforms.image_io import UnusableImageError
+from updetr_d2.data.transforms.resize import DETRResize
 
 
 def small_cfg(*options):
@@ -380,3 +382,51 @@ class TestTestLoader:
     def test_an_unknown_data_set_is_an_error(self):
         with pytest.raises(ValueError, match="folder:DIR"):
             build_test_loader(small_cfg(), "nothing", mapper=ToyMapper())
+
+
+class ResizingMapper:
+    """A sample that is resized as those of our tasks are."""
+
+    def __init__(self):
+        self.resize = DETRResize(range(20, 40), 100, can_share=True)
+
+    def __call__(self, dataset_dict):
+        # Every fourth image is tall.
+        shape = (120, 90, 3) if dataset_dict["image_id"] % 4 == 0 else (90, 120, 3)
+        aug_input = T.AugInput(np.zeros(shape, np.uint8))
+        self.resize(aug_input)
+        return {
+            "image": torch.from_numpy(aug_input.image).permute(2, 0, 1),
+            "image_id": dataset_dict["image_id"],
+        }
+
+
+def scales_of(num_batches, *options):
+    """The short sides in each batch."""
+    loader = build_train_loader(small_cfg(*options), mapper=ResizingMapper(), dataset_dicts=toy_dicts(40))
+    batches = itertools.islice(loader, num_batches)
+    return [{min(sample["image"].shape[-2:]) for sample in batch} for batch in batches]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_in_a_row_have_one_scale(workers):
+    options = ["INPUT.BATCHES_PER_SCALE", 5, "DATALOADER.NUM_WORKERS", workers]
+    own = scales_of(30, "DATALOADER.ASPECT_RATIO_GROUPING", False, *options)
+    for start in range(0, 30, 5):
+        assert len(own[start]) == 1
+        assert all(scales == own[start] for scales in own[start : start + 5])
+    assert len(set(map(frozenset, own))) > 3
+    # Wide and tall images fill their batches at different times, so some have images of two scales.
+    grouped = scales_of(30, *options)
+    assert sum(len(scales) for scales in grouped) < 1.5 * 30
+    assert sum(len(scales) for scales in scales_of(30)) > 3 * 30
+
+
+def test_all_processes_have_the_same_scale_at_the_same_time(monkeypatch):
+    def of_rank(rank):
+        monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+        monkeypatch.setattr(comm, "get_rank", lambda: rank)
+        return scales_of(12, "DATALOADER.ASPECT_RATIO_GROUPING", False, "INPUT.BATCHES_PER_SCALE", 3)
+
+    assert of_rank(0) == of_rank(1)
+    assert [len(scales) for scales in of_rank(0)] == [1] * 12

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from updetr_d2.data.transforms.resize import DETRResize, detr_resized_shape, resize_uint8
+from updetr_d2.data.transforms.resize import DETRResize, detr_resized_shape, resize_uint8, shared_scale
 
 
 @pytest.mark.parametrize(
@@ -75,3 +75,20 @@ def test_masks_keep_their_labels():
 def test_sides_that_are_not_positive_are_an_error():
     with pytest.raises(ValueError, match=r"INPUT\.MIN_SIZE"):
         DETRResize((0,), 600)
+
+
+def test_a_shared_scale_is_drawn_once_for_a_key_and_equally_often_for_keys():
+    image = np.zeros((200, 300, 3), np.uint8)
+    resize = DETRResize((40, 50, 60), 600, can_share=True)
+    state = np.random.get_state()[1].tolist()
+    drawn = []
+    for key in range(300):
+        with shared_scale(7, key):
+            heights = {resize.get_transform(image).new_h for _ in range(3)}
+        assert len(heights) == 1
+        drawn += heights
+    assert np.unique(drawn, return_counts=True)[1].min() > 70
+    assert np.random.get_state()[1].tolist() == state  # what else the sample draws is as without it
+    with shared_scale(7, 0):
+        assert len({DETRResize((40, 50, 60), 600).get_transform(image).new_h for _ in range(30)}) == 3
+    assert len({resize.get_transform(image).new_h for _ in range(30)}) == 3

@@ -98,7 +98,7 @@ def build_train_loader(
 
     Args:
         cfg: ``SOLVER.IMS_PER_BATCH``, ``DATALOADER.{NUM_WORKERS, ASPECT_RATIO_GROUPING,
-            MAX_CONSECUTIVE_FAILURES, MIXED_SHARDS}``, ``SEED`` are read, and ``DATASETS.TRAIN`` without
+            MAX_CONSECUTIVE_FAILURES, MIXED_SHARDS}``, ``INPUT.BATCHES_PER_SCALE``, ``SEED`` are read, and ``DATASETS.TRAIN`` without
             ``dataset_dicts``.
         mapper: makes a sample of a dataset dict; a file that it cannot use is replaced by another.
         dataset_dicts: the training set, if it is loaded already.
@@ -126,6 +126,7 @@ def build_train_loader(
         mixed_shards=cfg.DATALOADER.MIXED_SHARDS,
         retry=RetryPolicy(cfg.DATALOADER.READ_RETRIES, cfg.DATALOADER.READ_RETRY_DELAY),
         pin_memory=_for_gpu(cfg),
+        batches_per_scale=cfg.INPUT.BATCHES_PER_SCALE,
         key=key,
     )
 
@@ -179,6 +180,8 @@ class TrainLoader:
         mixed_shards: shards whose images are shuffled together; 0 is all.
         retry: of images that a file system does not give at the moment.
         pin_memory: put the samples where copies to a GPU can run beside its work.
+        batches_per_scale: batches of all processes in a row whose images have about the same scale; 0 gives each
+            image its own.
         key: where the names of the data sets stand, for messages.
 
     Attributes:
@@ -198,6 +201,7 @@ class TrainLoader:
         mixed_shards: int,
         retry: RetryPolicy,
         pin_memory: bool,
+        batches_per_scale: int = 0,
         key: str = "DATASETS.TRAIN",
     ) -> None:
         self.dataset = dataset
@@ -211,6 +215,7 @@ class TrainLoader:
         self.mixed_shards = mixed_shards
         self.retry = retry
         self.pin_memory = pin_memory
+        self.batches_per_scale = batches_per_scale
         self.skipped_files = SkippedFiles()
         self._next_position = comm.get_rank()
         self._pending: list[int] = []
@@ -282,7 +287,12 @@ class TrainLoader:
             mixed_blocks=self.mixed_shards,
         )
         dataset = StreamDataset(
-            self.dataset, self.mapper, seed=self.seed, max_tries=self.max_failures, retry=self.retry
+            self.dataset,
+            self.mapper,
+            seed=self.seed,
+            max_tries=self.max_failures,
+            retry=self.retry,
+            positions_per_scale=self.batches_per_scale * self.batch_size * comm.get_world_size(),
         )
         return SampleLoader(
             dataset,

@@ -22,6 +22,7 @@ from updetr_d2.data.datasets.names import DatasetDicts
 from updetr_d2.data.loading.order import PassOrder
 from updetr_d2.data.loading.retry import RetryPolicy, may_pass
 from updetr_d2.data.transforms.image_io import UnusableImageError
+from updetr_d2.data.transforms.resize import shared_scale
 from updetr_d2.utils.files import printable
 
 logger = logging.getLogger(__name__)
@@ -162,6 +163,7 @@ class StreamDataset(Dataset):
         seed: of the random numbers.
         max_tries: different images to try for one position.
         retry: of images that a file system does not give at the moment.
+        positions_per_scale: positions in a row whose images have the same scale; 0 gives each its own.
     """
 
     def __init__(
@@ -172,15 +174,23 @@ class StreamDataset(Dataset):
         seed: int,
         max_tries: int,
         retry: RetryPolicy,
+        positions_per_scale: int = 0,
     ) -> None:
         self.dataset = dataset
         self.mapper = mapper
         self.seed = seed
         self.max_tries = max_tries
         self.retry = retry
+        self.positions_per_scale = positions_per_scale
 
     def __getitem__(self, position_and_index: tuple[int, int]) -> StreamSample:
         position, index = position_and_index
+        if not self.positions_per_scale:
+            return self._sample(position, index)
+        with shared_scale(self.seed, position // self.positions_per_scale):
+            return self._sample(position, index)
+
+    def _sample(self, position: int, index: int) -> StreamSample:
         skipped: list[SkippedFile] = []
         for candidate in self._candidates(position, index):
             result = try_to_map(

@@ -1,6 +1,8 @@
 """Resizing of images: DETR's rule for the size, and a fast antialiased resize of 8-bit images."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 
 import numpy as np
 import torch
@@ -8,6 +10,20 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from PIL import Image
 from torch.nn import functional
+
+
+# What decides on the scale of images that share it; None where each has its own.
+_scale_key: ContextVar[tuple[int, ...] | None] = ContextVar("scale_key", default=None)
+
+
+@contextlib.contextmanager
+def shared_scale(*key: int) -> Iterator[None]:
+    """Let :class:`DETRResize` draw the same length in all contexts of the same ``key``."""
+    token = _scale_key.set(key)
+    try:
+        yield
+    finally:
+        _scale_key.reset(token)
 
 
 def resize_uint8(image: np.ndarray, *, height: int, width: int) -> np.ndarray:
@@ -73,10 +89,16 @@ class DETRResize(T.Augmentation):
         short_sides: lengths (px), one of which is drawn with equal probabilities.
         max_size: limit (px) of the long side.
         key: config key of the short sides, for messages; that of the limit has MAX for MIN.
+        can_share: follow :func:`shared_scale`.
     """
 
     def __init__(
-        self, short_sides: Sequence[int], max_size: int, *, key: str = "INPUT.MIN_SIZE_TRAIN"
+        self,
+        short_sides: Sequence[int],
+        max_size: int,
+        *,
+        key: str = "INPUT.MIN_SIZE_TRAIN",
+        can_share: bool = False,
     ) -> None:
         super().__init__()
         if not short_sides or min(short_sides) < 1:
@@ -87,6 +109,7 @@ class DETRResize(T.Augmentation):
             )
         self.short_sides = tuple(short_sides)
         self.max_size = max_size
+        self.can_share = can_share
 
     @classmethod
     def from_config(cls, cfg: CfgNode, *, is_train: bool) -> "DETRResize":
@@ -101,10 +124,12 @@ class DETRResize(T.Augmentation):
             raise ValueError(
                 f"INPUT.MIN_SIZE_TRAIN_SAMPLING is '{cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING}'; use 'choice'."
             )
-        return cls(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN)
+        return cls(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, can_share=True)
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         height, width = image.shape[:2]
-        short_side = int(np.random.choice(self.short_sides))
+        key = _scale_key.get() if self.can_share else None
+        choose = np.random.choice if key is None else np.random.default_rng(key).choice
+        short_side = int(choose(self.short_sides))
         new_h, new_w = detr_resized_shape(height, width, short_side=short_side, max_size=self.max_size)
         return AntialiasResizeTransform(height, width, new_h, new_w, Image.Resampling.BILINEAR)

@@ -139,6 +139,11 @@ class DETR(nn.Module):
     def device(self) -> torch.device:
         return self.pixel_mean.device
 
+    @property
+    def fails_together(self) -> bool:
+        """Whether a ``FloatingPointError`` of a training pass comes in all processes or in none."""
+        return getattr(self.criterion, "fails_together", False)
+
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
         """
         Args:
