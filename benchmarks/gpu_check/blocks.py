@@ -1,6 +1,7 @@
 """The blocks of ``tools/gpu_check.py``: each takes the device and the scale and returns numbers by name."""
 
 import argparse
+import functools
 import json
 import os
 import signal
@@ -51,7 +52,7 @@ def waits(device: str, small: bool) -> Values:
             step()
         torch.cuda.set_sync_debug_mode("default")
     found = [str(each.message) for each in caught if "synchroniz" in str(each.message)]
-    return {"waits of three steps (expected: 6)": len(found)}
+    return {"waits of three steps (expected: 3)": len(found)}
 
 
 def attention(device: str, small: bool) -> Values:
@@ -127,7 +128,20 @@ def fused_convolution(device: str, small: bool) -> Values:
             clock=Clock(torch.device(device)),
         )
         error = float((fused().float() - F.relu(conv(x)).float()).abs().max())
+    backbones = {}
+    for fuse in ("False", "True"):  # MODEL.FUSE_FROZEN
+        _, model, _ = build(PRETRAINING, device, small, "MODEL.FUSE_FROZEN", fuse)
+        backbones[fuse] = model.eval().backbone
+    images = torch.randn(4, 3, 448, 608, device=device)
+    with torch.no_grad(), torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
+        cnn_times = measure_in_turn(
+            {fuse: functools.partial(backbone, images) for fuse, backbone in backbones.items()},
+            repeats=10,
+            warmup=3,
+            clock=Clock(torch.device(device)),
+        )
     return {
+        **{f"CNN, MODEL.FUSE_FROZEN {name}, ms": 1e3 * sorted(cnn_times[name])[5] for name in cnn_times},
         "largest error": error,
         "is channels-last": str(fused().is_contiguous(memory_format=torch.channels_last)),
         **{f"{name}, ms": 1e3 * sorted(seconds)[10] for name, seconds in times.items()},

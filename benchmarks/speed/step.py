@@ -17,7 +17,7 @@ from benchmarks.speed.reference_model import PlainDETR
 from benchmarks.speed.timing import Clock, Measurement, measure_in_turn, peak_memory
 from updetr_d2.engine.optimizer import build_optimizer, full_model_clip_norm
 from updetr_d2.engine.train_loop import TrainLoop
-from updetr_d2.engine.trainer import amp_dtype
+from updetr_d2.engine.trainer import amp_dtype, checks_late
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -80,6 +80,7 @@ class OurStep:
             build_optimizer(cfg, self.model),
             amp_dtype=amp_dtype(cfg),
             max_grad_norm=full_model_clip_norm(cfg),
+            late_check=checks_late(cfg),
         )
 
     def __call__(self) -> None:

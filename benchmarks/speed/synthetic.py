@@ -19,7 +19,7 @@ def build_random_model(cfg: CfgNode) -> DETR:
     """The model of a config with the same random weights every time, and BatchNorm statistics that matter."""
     torch.manual_seed(0)
     model: Any = build_model(cfg)
-    optimize_frozen(model)
+    optimize_frozen(model, fuse=cfg.MODEL.FUSE_FROZEN)
     for module in model.modules():
         if isinstance(module, FrozenBatchNorm2d):
             module.weight.uniform_(0.3, 0.7)

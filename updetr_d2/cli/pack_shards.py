@@ -4,9 +4,9 @@
     updetr pack-shards imagenet_train_unlabeled coco_2017_train /data/shards --shard-mb 500
     updetr pack-shards /data/photos /data/shards --max-side 640 --workers 8
 
-The files go in as they are, in random order, so that each shard is a sample of the whole. With --max-side, larger
-images become JPEG files of that size. Beside each shard lies its index (NAME.tar.index.npz); sources.tsv tells which
-file became which member, and the size that it had if it has another one now. Labels are not packed.
+The files go in as they are, in random order, so that each shard is a sample of the whole. With --max-side,
+larger images become JPEG files of that size. Beside each shard lies its index (NAME.tar.index.npz); sources.tsv
+tells which file became which member, and for those made smaller the size before and after. Labels are not packed.
 """
 
 import argparse

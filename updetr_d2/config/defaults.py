@@ -34,8 +34,8 @@ def _add_input_config(cfg: CN) -> None:
     # Decode JPEGs at 1/2, 1/4 or 1/8 of their sides where that is still as large as what detection resizes them
     # to: faster for photos of many megapixels, with pixels that differ slightly.
     cfg.INPUT.JPEG_DRAFT = False
-    # Batches in a row whose images are resized to the same length of INPUT.MIN_SIZE_TRAIN, which saves padding (with
-    # 10, as YOLOv2 does it, about half of it); 0 draws one for each image, as DETR does.
+    # Batches in a row whose images are resized to the same length of INPUT.MIN_SIZE_TRAIN, which saves about half of
+    # the padding with 10, the number of YOLOv2; 0 draws a length for each image, as DETR does.
     cfg.INPUT.BATCHES_PER_SCALE = 0
     # Bits that the values of 16-bit gray files use: 16, or 10, 12 or 14 with many cameras and scanners.
     cfg.INPUT.GRAY_BITS = 16
@@ -150,6 +150,9 @@ def _add_model_config(cfg: CN) -> None:
 
     # Run DETR's transformer in training through torch.compile (minutes at the start; needs a C++ compiler).
     cfg.MODEL.COMPILE = False
+    # On GPUs, where no gradient is wanted, let cuDNN do bias, shortcut and ReLU of ResNet blocks within the
+    # convolutions. Each block checks itself once; tools/gpu_check.py says whether it is faster on a GPU.
+    cfg.MODEL.FUSE_FROZEN = False
 
     # --- DETR ---
     cfg.MODEL.DETR = CN()

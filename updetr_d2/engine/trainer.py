@@ -123,7 +123,7 @@ class UPDETRTrainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         with arguments_as_keys():
-            return optimize_frozen(super().build_model(cfg))
+            return optimize_frozen(super().build_model(cfg), fuse=cfg.MODEL.FUSE_FROZEN)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

@@ -80,7 +80,7 @@ def load_trained_model(cfg: CfgNode) -> nn.Module:
     """
     if not cfg.MODEL.WEIGHTS:
         raise ValueError("MODEL.WEIGHTS is empty; add MODEL.WEIGHTS and the checkpoint of a trained model.")
-    model = optimize_frozen(build_model(cfg)).eval()
+    model = optimize_frozen(build_model(cfg), fuse=cfg.MODEL.FUSE_FROZEN).eval()
     checkpointer = UPDETRCheckpointer(model)
     checkpointer.averaged = cfg.MODEL.EMA_WEIGHTS
     checkpointer.load(cfg.MODEL.WEIGHTS)

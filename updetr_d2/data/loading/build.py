@@ -98,8 +98,8 @@ def build_train_loader(
 
     Args:
         cfg: ``SOLVER.IMS_PER_BATCH``, ``DATALOADER.{NUM_WORKERS, ASPECT_RATIO_GROUPING,
-            MAX_CONSECUTIVE_FAILURES, MIXED_SHARDS}``, ``INPUT.BATCHES_PER_SCALE``, ``SEED`` are read, and ``DATASETS.TRAIN`` without
-            ``dataset_dicts``.
+            MAX_CONSECUTIVE_FAILURES, MIXED_SHARDS}``, ``INPUT.BATCHES_PER_SCALE``, ``SEED`` are read, and
+            ``DATASETS.TRAIN`` without ``dataset_dicts``.
         mapper: makes a sample of a dataset dict; a file that it cannot use is replaced by another.
         dataset_dicts: the training set, if it is loaded already.
         batch_size: images of a batch in this process; None for its share of ``SOLVER.IMS_PER_BATCH``.

@@ -11,7 +11,6 @@ from detectron2.data import transforms as T
 from PIL import Image
 from torch.nn import functional
 
-
 # What decides on the scale of images that share it; None where each has its own.
 _scale_key: ContextVar[tuple[int, ...] | None] = ContextVar("scale_key", default=None)
 
