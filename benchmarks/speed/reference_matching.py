@@ -9,7 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou
 
-from updetr_d2.modeling.matcher import HungarianMatcher
+from updetr_d2.modeling.matcher import FORBIDDEN, HungarianMatcher
 from updetr_d2.modeling.targets import BatchTargets
 
 Pairs = list[tuple[Tensor, Tensor]]
@@ -17,7 +17,12 @@ Pairs = list[tuple[Tensor, Tensor]]
 
 @torch.no_grad()
 def match_layer(
-    matcher: HungarianMatcher, logits: Tensor, boxes: Tensor, labels: list[Tensor], target_boxes: list[Tensor]
+    matcher: HungarianMatcher,
+    logits: Tensor,
+    boxes: Tensor,
+    labels: list[Tensor],
+    target_boxes: list[Tensor],
+    group_size: int | None = None,
 ) -> Pairs:
     """Match one decoder layer.
 
@@ -26,6 +31,7 @@ def match_layer(
         logits: ``[B, N, K+1]``.
         boxes: ``[B, N, 4]`` cxcywh.
         labels, target_boxes: ``[T_b]`` and ``[T_b, 4]`` of each image.
+        group_size: see :class:`BatchTargets`.
 
     Returns:
         indices of queries and targets of each image, on the CPU.
@@ -41,7 +47,11 @@ def match_layer(
     )
     cost = matcher.cost_bbox * cost_bbox + matcher.cost_class * cost_class + matcher.cost_giou * cost_giou
     blocks = cost.view(batch_size, num_queries, -1).cpu().split([len(x) for x in labels], dim=-1)
-    pairs = [linear_sum_assignment(block[image]) for image, block in enumerate(blocks)]
+    own = [block[image] for image, block in enumerate(blocks)]
+    if group_size is not None:
+        groups = torch.arange(num_queries)[:, None] // group_size
+        own = [each.masked_fill(groups != torch.arange(each.shape[1]), FORBIDDEN) for each in own]
+    pairs = [linear_sum_assignment(each) for each in own]
     return [(torch.as_tensor(query), torch.as_tensor(target)) for query, target in pairs]
 
 

@@ -182,7 +182,8 @@ class PlainCriterion(nn.Module):
         losses: dict[str, Tensor] = {}
         for layer in range(num_layers):
             outputs = {name: heads[name][layer] for name in heads if name.startswith("pred_")}
-            pairs = self.matcher(self.hungarian, outputs["pred_logits"], outputs["pred_boxes"], labels, boxes)
+            predicted = outputs["pred_logits"], outputs["pred_boxes"]
+            pairs = self.matcher(self.hungarian, *predicted, labels, boxes, targets.group_size)
             values = layer_losses(outputs, pairs, labels, boxes, targets.features, self.class_weights)
             suffix = "" if layer == num_layers - 1 else f"_{layer}"
             losses |= {f"{name}{suffix}": self.weights[name] * value for name, value in values.items()}
@@ -225,6 +226,7 @@ class PlainDETR(nn.Module):
             self.patch2query = copy.deepcopy(model.patch2query)
             self.feature_align: MLP | None = copy.deepcopy(model.feature_align)
             self.group_size, self.mask_ratio = model.group_size, model.mask_ratio
+            self.match_within_groups = model.match_within_groups
         self.criterion = PlainCriterion(model.criterion)
         self.train(model.training)
 
@@ -235,13 +237,16 @@ class PlainDETR(nn.Module):
             [x["instances"] for x in batched_inputs], self.pixel_mean.device
         )
         targets.features = patch_features
+        if self.with_patches and self.match_within_groups:
+            targets.group_size = self.group_size
         return self.criterion(heads, targets)
 
     def forward_heads(self, batched_inputs: list[dict]) -> tuple[dict[str, Tensor], Tensor | None]:
         """Outputs of all heads, and the features of the patches ``[B, M, D]`` if there are any."""
         device = self.pixel_mean.device
         images = ImageList.from_tensors(
-            [(x["image"].to(device).float() - self.pixel_mean) / self.pixel_std for x in batched_inputs]
+            [(x["image"].to(device).float() - self.pixel_mean) / self.pixel_std for x in batched_inputs],
+            self.backbone.size_divisibility,
         )
         sizes = torch.tensor(images.image_sizes, device=device)
         padding = size_padding(sizes, *images.tensor.shape[-2:])

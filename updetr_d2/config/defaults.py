@@ -34,8 +34,8 @@ def _add_input_config(cfg: CN) -> None:
     # Decode JPEGs at 1/2, 1/4 or 1/8 of their sides where that is still as large as what detection resizes them
     # to: faster for photos of many megapixels, with pixels that differ slightly.
     cfg.INPUT.JPEG_DRAFT = False
-    # Batches in a row whose images are resized to the same length of INPUT.MIN_SIZE_TRAIN, which saves about half of
-    # the padding with 10, the number of YOLOv2; 0 draws a length for each image, as DETR does.
+    # Batches in a row whose images are resized to the same length of INPUT.MIN_SIZE_TRAIN: with 10, the number of
+    # YOLOv2, about half of the padding goes. 0 draws a length for each image, as DETR does.
     cfg.INPUT.BATCHES_PER_SCALE = 0
     # Bits that the values of 16-bit gray files use: 16, or 10, 12 or 14 with many cameras and scanners.
     cfg.INPUT.GRAY_BITS = 16
@@ -57,6 +57,9 @@ def _add_input_config(cfg: CN) -> None:
     cfg.INPUT.QUERY_PATCH.BLUR_PROB = 0.5
     # Range (px of the resized patch) that the sigma of the Gaussian blur is drawn from.
     cfg.INPUT.QUERY_PATCH.BLUR_SIGMA = (0.1, 2.0)
+    # Cut and augment the patches of training on the model's device instead of in the loader workers, with the same
+    # random numbers; for GPUs that wait for data. Images of more than a megapixel stay with the workers.
+    cfg.INPUT.QUERY_PATCH.ON_DEVICE = False
     # Seed of the fixed patches that evaluation draws from every image.
     cfg.INPUT.QUERY_PATCH.EVAL_SEED = 0
 

@@ -75,10 +75,23 @@ def test_step_is_broken_down_and_the_reference_has_the_same_losses(tmp_path):
     assert all(row["reference_seconds"] for row in report["measurements"])
 
 
-def test_a_reference_with_other_losses_is_refused():
-    cfg = tiny_cfg("UPDETR")
+TIMM = (
+    *("MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", "tf_efficientnet_lite0"),
+    *("MODEL.TIMM.OUT_FEATURES", ["res4"], "MODEL.DETR.IN_FEATURE", "res4"),
+)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [(), ("MODEL.UPDETR.MATCH_WITHIN_GROUPS", True), TIMM],
+    ids=["as in the paper", "matched within groups", "timm"],
+)
+def test_a_reference_with_other_losses_is_refused(options):
+    if options == TIMM:
+        pytest.importorskip("timm")
+    cfg = tiny_cfg("UPDETR", *options)
     model = build_random_model(cfg)
-    samples = random_samples(cfg, batch_size=2, size=(64, 96), num_targets=3)
+    samples = random_samples(cfg, batch_size=2, size=(60, 90), num_targets=3)
     reference = PlainDETR(model, cfg)
     check_same_losses(model, reference, samples)
     with torch.no_grad():

@@ -14,6 +14,10 @@ from updetr_d2.data.transforms.patch_augmentation import PatchAugmentation
 from updetr_d2.data.transforms.patch_boxes import random_patch_boxes
 from updetr_d2.data.transforms.read_options import ReadOptions
 from updetr_d2.data.transforms.resize import DETRResize, resize_uint8
+from updetr_d2.modeling.device_patches import PLAN
+
+# Larger images are more bytes than their patches by far, and the workers cut these.
+_MOST_PIXELS = 2**20
 
 
 class QueryPatchDatasetMapper:
@@ -34,6 +38,8 @@ class QueryPatchDatasetMapper:
         min_image_side: images with a shorter side (px) are refused.
         eval_seed: seed of the patches for evaluation.
         read_options: how image files are read.
+        on_device: in training, leave cutting and augmenting the patches to the model's device, unless the image is
+            too large to be handed over.
     """
 
     @configurable
@@ -51,6 +57,7 @@ class QueryPatchDatasetMapper:
         min_image_side: int,
         eval_seed: int,
         read_options: ReadOptions | None = None,
+        on_device: bool = False,
     ) -> None:
         if image_format not in ("RGB", "BGR"):
             raise ValueError(f"INPUT.FORMAT is {image_format!r}: pre-training needs RGB or BGR.")
@@ -75,6 +82,7 @@ class QueryPatchDatasetMapper:
         self.min_image_side = min_image_side
         self.eval_seed = eval_seed
         self.read_options = read_options or ReadOptions()
+        self.on_device = on_device and is_train
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
@@ -96,6 +104,7 @@ class QueryPatchDatasetMapper:
             "min_image_side": cfg.INPUT.MIN_IMAGE_SIDE,
             "eval_seed": cfg.INPUT.QUERY_PATCH.EVAL_SEED,
             "read_options": ReadOptions.from_config(cfg),
+            "on_device": cfg.INPUT.QUERY_PATCH.ON_DEVICE,
         }
 
     def __call__(self, dataset_dict: dict) -> dict:
@@ -108,7 +117,7 @@ class QueryPatchDatasetMapper:
             dict with ``file_name`` and ``image_id`` as given; ``height`` and ``width``, px of the original;
             ``image``, uint8 3×H×W, resized; ``instances`` with ``gt_boxes`` (M boxes, XYXY, px of the resized
             image) and ``gt_classes`` (M times ``patch_class``); ``patches``, uint8
-            M×3×``patch_size``×``patch_size``.
+            M×3×``patch_size``×``patch_size``, or the plan to make them (:mod:`updetr_d2.modeling.device_patches`).
 
         Raises:
             UnusableImageError: if the image cannot be used.
@@ -121,7 +130,7 @@ class QueryPatchDatasetMapper:
         patch_boxes = random_patch_boxes(
             rng, width=width, height=height, num_patches=self.num_patches, min_size=self.min_patch_size
         )
-        patches = [self._cut_patch(image, box, rng) for box in patch_boxes]
+        patches = self._patches_or_plan(image, patch_boxes, rng)
 
         aug_input = T.AugInput(image)
         transform = self.resize(aug_input)
@@ -136,8 +145,22 @@ class QueryPatchDatasetMapper:
             "width": width,
             "image": to_tensor(aug_input.image, self.image_format),
             "instances": instances,
-            "patches": stack_to_tensor(patches, self.image_format),
+            **patches,
         }
+
+    def _patches_or_plan(self, image: np.ndarray, boxes: np.ndarray, rng: np.random.Generator) -> dict:
+        if not self.on_device or image.shape[0] * image.shape[1] > _MOST_PIXELS:
+            patches = [self._cut_patch(image, box, rng) for box in boxes]
+            return {"patches": stack_to_tensor(patches, self.image_format)}
+        changes = [self.patch_augmentation.draw(rng).as_row() for _ in boxes]
+        plan = {
+            "source": to_tensor(image, "RGB"),
+            "boxes": torch.from_numpy(boxes),
+            "changes": torch.tensor(changes),
+            "size": self.patch_size,
+            "format": self.image_format,
+        }
+        return {PLAN: plan}
 
     def _make_rng(self, dataset_dict: dict) -> np.random.Generator:
         if self.is_train:

@@ -5,6 +5,7 @@ one or few passes without Python's own arithmetic on pixels: several times as fa
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -55,6 +56,28 @@ def gaussian_blur(image: np.ndarray, sigma: float) -> np.ndarray:
     kernel = cv2.getGaussianKernel(2 * radius + 1, sigma, cv2.CV_32F)
     blurred = cv2.sepFilter2D(image, cv2.CV_32F, kernel, kernel, borderType=cv2.BORDER_REPLICATE)
     return cv2.convertScaleAbs(blurred)
+
+
+class PatchChanges(NamedTuple):
+    """What is done to a patch.
+
+    Attributes:
+        operations: numbers of the operations of the color jitter (brightness, contrast, saturation, hue) in their
+            order; empty for none.
+        factors: their factors or, for the hue, its shift.
+        grayscale: whether the colors go.
+        blur_sigma: standard deviation (px) of the blur, 0 for none.
+    """
+
+    operations: tuple[int, ...]
+    factors: tuple[float, ...]
+    grayscale: bool
+    blur_sigma: float
+
+    def as_row(self) -> list[float]:
+        """The form of :func:`updetr_d2.modeling.device_patches.augment`."""
+        operations, factors = self.operations or (-1,) * 4, self.factors or (1.0,) * 4
+        return [*map(float, operations), *factors, float(self.grayscale), self.blur_sigma]
 
 
 class PatchAugmentation:
@@ -138,12 +161,22 @@ class PatchAugmentation:
         Returns:
             uint8 H×W×3, RGB.
         """
-        if rng.random() < self.jitter_prob:
-            for i in rng.permutation(len(self._jitter)):
-                adjust, (low, high) = self._jitter[i]
-                patch = adjust(patch, rng.uniform(low, high))
-        if rng.random() < self.grayscale_prob:
+        changes = self.draw(rng)
+        for operation, factor in zip(changes.operations, changes.factors):
+            patch = self._jitter[operation][0](patch, factor)
+        if changes.grayscale:
             patch = to_grayscale(patch)
-        if rng.random() < self.blur_prob:
-            patch = gaussian_blur(patch, rng.uniform(*self.blur_sigma))
+        if changes.blur_sigma:
+            patch = gaussian_blur(patch, changes.blur_sigma)
         return patch
+
+    def draw(self, rng: np.random.Generator) -> PatchChanges:
+        """Draw what is done to one patch."""
+        operations: tuple[int, ...] = ()
+        factors: tuple[float, ...] = ()
+        if rng.random() < self.jitter_prob:
+            operations = tuple(rng.permutation(len(self._jitter)).tolist())
+            factors = tuple(rng.uniform(*self._jitter[i][1]) for i in operations)
+        grayscale = bool(rng.random() < self.grayscale_prob)
+        blur_sigma = rng.uniform(*self.blur_sigma) if rng.random() < self.blur_prob else 0.0
+        return PatchChanges(operations, factors, grayscale, blur_sigma)

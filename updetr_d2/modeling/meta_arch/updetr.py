@@ -11,6 +11,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
+from updetr_d2.modeling.device_patches import with_patches
 from updetr_d2.modeling.meta_arch.detr import output_sizes
 from updetr_d2.modeling.meta_arch.object_detr import ObjectDETR
 from updetr_d2.modeling.meta_arch.patch_queries import PatchQueryDETR
@@ -87,14 +88,15 @@ class UPDETR(ObjectDETR, PatchQueryDETR):
         """
         Args:
             batched_inputs: as for :meth:`DETR.forward`, with ``patches`` uint8 or float [m, 3, h, w] in
-                0–255, all of one size; 1 ≤ m ≤ M, which may differ between images. In training
+                0–255, all of one size; 1 ≤ m ≤ M, which may differ between images; or with a plan to make
+                them (:mod:`~updetr_d2.modeling.device_patches`). In training
                 ``instances`` holds the box of each patch, in the same order.
 
         Returns:
             in training a dict of weighted scalar losses; else a list of ``{"instances": Instances}`` with
             ``pred_boxes``, ``scores``, ``pred_patches``, the best query of each patch's group first.
         """
-        return super().forward(batched_inputs)
+        return super().forward(with_patches(batched_inputs, self.device))
 
     def make_queries(self, batched_inputs: Sequence[dict]) -> Queries:
         return self.compose_queries(self.encode_patches(batched_inputs))
