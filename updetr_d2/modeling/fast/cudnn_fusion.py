@@ -80,6 +80,20 @@ class _FusedBlock(nn.Module):
         logger.warning("cuDNN's fused convolutions are not used for %s: %s.", x.dtype, reason)
         return False
 
+    def _convolution_relu(self, name: str, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """max(0, convolution of x + shortcut)"""
+        conv = self.get_submodule(name)
+        assert isinstance(conv, FoldedConv2d)  # fuse_blocks has looked
+        weight, bias = conv.folded(x)
+        options = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        if shortcut is None:
+            return torch.cudnn_convolution_relu(x, weight, bias, *options)
+        return torch.cudnn_convolution_add_relu(x, weight, shortcut, 1.0, bias, *options)
+
+    def _shortcut(self, x: Tensor) -> Tensor:
+        projection = dict(self.named_children()).get("shortcut")
+        return x if projection is None else projection(x)
+
 
 class FusedBasicBlock(_FusedBlock, BasicBlock):
     """Two convolutions and a shortcut."""
@@ -87,8 +101,7 @@ class FusedBasicBlock(_FusedBlock, BasicBlock):
     plain = BasicBlock.forward
 
     def fused(self, x: Tensor) -> Tensor:
-        shortcut = x if self.shortcut is None else self.shortcut(x)
-        return _convolution_relu(self.conv2, _convolution_relu(self.conv1, x), shortcut)
+        return self._convolution_relu("conv2", self._convolution_relu("conv1", x), self._shortcut(x))
 
 
 class FusedBottleneckBlock(_FusedBlock, BottleneckBlock):
@@ -97,21 +110,11 @@ class FusedBottleneckBlock(_FusedBlock, BottleneckBlock):
     plain = BottleneckBlock.forward
 
     def fused(self, x: Tensor) -> Tensor:
-        shortcut = x if self.shortcut is None else self.shortcut(x)
-        out = _convolution_relu(self.conv2, _convolution_relu(self.conv1, x))
-        return _convolution_relu(self.conv3, out, shortcut)
+        out = self._convolution_relu("conv2", self._convolution_relu("conv1", x))
+        return self._convolution_relu("conv3", out, self._shortcut(x))
 
 
 _FUSED: dict[type[nn.Module], type[nn.Module]] = {
     BasicBlock: FusedBasicBlock,
     BottleneckBlock: FusedBottleneckBlock,
 }
-
-
-def _convolution_relu(conv: FoldedConv2d, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-    """max(0, conv(x) + shortcut)"""
-    weight, bias = conv.folded(x)
-    options = (conv.stride, conv.padding, conv.dilation, conv.groups)
-    if shortcut is None:
-        return torch.cudnn_convolution_relu(x, weight, bias, *options)
-    return torch.cudnn_convolution_add_relu(x, weight, shortcut, 1.0, bias, *options)
