@@ -14,7 +14,7 @@ from updetr_d2.config.checks import check_common_config
 from updetr_d2.data.loading.build import images_per_process
 from updetr_d2.engine import launch as launching
 from updetr_d2.engine.launch import launch
-from updetr_d2.engine.trainer import amp_dtype, distribute
+from updetr_d2.engine.trainer import amp_dtype, checks_late, distribute
 
 
 @pytest.fixture
@@ -109,3 +109,10 @@ def test_a_batch_that_cannot_be_split_is_refused(monkeypatch):
     )
     with pytest.raises(ValueError, match=message):
         images_per_process(tiny_cfg("DETR", *options, 4))
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "expected"), [("cuda", True, True), ("cuda:1", False, False), ("cpu", True, False)]
+)
+def test_numbers_are_looked_at_late_where_there_is_a_gpu_to_wait_for(device, asked, expected):
+    assert checks_late(tiny_cfg("DETR", "MODEL.DEVICE", device, "SOLVER.LATE_CHECK", asked)) == expected

@@ -200,8 +200,8 @@ class DataTimeAdvice(HookBase):
         if waiting > self.allowed_share * step:
             logger.warning(
                 "%.0f %% of the time goes into waiting for data (data_time %.3f s of %.3f s): raise "
-                "DATALOADER.NUM_WORKERS (%d) if there are free cores; shards and smaller images on the disk "
-                "help as well (docs/PERFORMANCE.md).",
+                "DATALOADER.NUM_WORKERS (%d) if there are free cores; shards, smaller images on the disk and, in "
+                "pre-training on a GPU, INPUT.QUERY_PATCH.ON_DEVICE help as well (docs/PERFORMANCE.md).",
                 *(100 * waiting / step, waiting, step, self.num_workers),
             )
 
