@@ -251,7 +251,7 @@ def training(device: str, small: bool) -> Values:
             "0",
         ]
         command += ["DATALOADER.NUM_WORKERS", "1" if small else "4", "OUTPUT_DIR", str(output)]
-        first = _stop_after_first_metrics(command, output)
+        first = _stop_in_training(command, output)
         second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         done = (output / "model_final.pth").exists()
     return {
@@ -261,12 +261,13 @@ def training(device: str, small: bool) -> Values:
     }
 
 
-def _stop_after_first_metrics(command: list[str], output: Path) -> int:
+def _stop_in_training(command: list[str], output: Path) -> int:
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log = output / "log.txt"
     try:
-        while process.poll() is None and not any(output.glob("events.out*")):
+        # Before that a signal ends the process at once.
+        while process.poll() is None and not (log.is_file() and "Starting training" in log.read_text()):
             time.sleep(0.2)
-        time.sleep(2)
         process.send_signal(signal.SIGTERM)
         return process.wait()
     finally:

@@ -73,7 +73,8 @@ MODEL = {
     "MODEL.DETR.ENC_LAYERS": st.integers(0, 2),
     "MODEL.DETR.DEC_LAYERS": st.integers(1, 3),
     "MODEL.DETR.DIM_FEEDFORWARD": st.integers(1, 40),
-    "MODEL.DETR.DROPOUT": fractions(0, 0.9),
+    # With more of it, norms of a few channels see one value in all of them, and gradients overflow.
+    "MODEL.DETR.DROPOUT": fractions(0, 0.5),
     "MODEL.DETR.PRE_NORM": st.booleans(),
     "MODEL.DETR.DEEP_SUPERVISION": st.booleans(),
     "MODEL.DETR.IN_FEATURE": st.sampled_from(["res4", "res5"]),
