@@ -38,8 +38,9 @@ def adjust_hue(image: np.ndarray, shift: float) -> np.ndarray:
     # In float: eight bits for the hue would move colors by several gray levels.
     pixels = image.astype(np.float32)
     cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV, dst=pixels)
-    # OpenCV takes hues of more than 360 degrees as they are meant, but no negative ones.
-    cv2.add(pixels, np.array([360 * (shift % 1), 0, 0, 0]), dst=pixels)
+    # OpenCV takes hues of more than 360 degrees as they are meant, but no negative ones. Its own addition of a
+    # scalar takes 17 times as long as all the rest since version 4.12.
+    pixels[..., 0] += 360 * (shift % 1)
     cv2.cvtColor(pixels, cv2.COLOR_HSV2RGB, dst=pixels)
     return cv2.convertScaleAbs(pixels)
 
