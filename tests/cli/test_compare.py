@@ -173,6 +173,21 @@ def test_pre_training_is_made_once_and_starts_its_detector(world, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("rates", "next_stage"), [(["1"], "Measured trainings"), (["0.5", "1"], "Learning rates, chosen")]
+)
+def test_what_needs_no_pre_training_does_not_wait_for_it(world, tmp_path, capsys, rates, next_stage):
+    arguments = [*world, "--unlabeled", f"folder:{tmp_path}/train", "--starts", "cnn", "pretrained"]
+    assert compare.main([*arguments, "--rates", *rates, "--seeds", "1", "2"]) == 0
+    first, rest = capsys.readouterr().out.split(f"=== {next_stage}")
+    assert "pre-training few_label_lite0_pretrain: done" in first
+    done = [line for line in first.splitlines() if "lite0 from CNN weights alone" in line and line[0] != " "]
+    assert len(done) == 4  # of two detectors: two seeds, or two rates
+    assert "from our pre-training" not in first and "from our pre-training" in rest
+    assert "were done before" not in first + rest and rest.count("all done") == 1
+    assert {path.read_text() for path in (tmp_path / "out").glob("*/*/calls")} == {"call\n"}
+
+
+@pytest.mark.parametrize(
     ("changes", "words"),
     [
         (["--starts", "cmm"], "--starts has 'cmm'; choose from"),

@@ -37,6 +37,11 @@ class Contestant:
         """In sentences."""
         return f"{short_name(self.detector)} from {self.start.title}"
 
+    @property
+    def pretraining(self) -> str | None:
+        """Config of the training on images without labels that it starts from; None for none."""
+        return self.start.pretraining.get(self.detector)
+
 
 @dataclass(frozen=True)
 class Training:
@@ -122,7 +127,7 @@ class Plan:
         """Those that the starts need, once for each config."""
         trainings: dict[str, Training] = {}
         for each in self.contestants:
-            config = each.start.pretraining.get(each.detector)
+            config = each.pretraining
             if config:
                 settings = (
                     *("DATASETS.TRAIN", f"('{self.unlabeled}',)", "DATASETS.TEST", "()"),
@@ -186,10 +191,9 @@ class Plan:
         evaluations: int,
     ) -> Training:
         start = contestant.start
-        pretraining = start.pretraining.get(contestant.detector)
         weights = (
-            str(self._pretraining_folder(pretraining) / "model_final.pth")
-            if pretraining
+            str(self._pretraining_folder(contestant.pretraining) / "model_final.pth")
+            if contestant.pretraining
             else self.weights.get(start.weights, start.weights)
         )
         places = {

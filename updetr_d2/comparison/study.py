@@ -89,10 +89,12 @@ def carry_out(plan: Plan, jobs: Jobs, *, say: Callable[[str], None] = print) -> 
     Raises:
         TrainingError: if a training cannot be made.
     """
-    if pretrainings := plan.pretrainings():
-        say("\n=== Pre-training on the images without labels")
-        jobs.run(pretrainings)
-    sweeps, rates = choose_rates(plan, jobs, say)
+    pretrainings = plan.pretrainings()
+    beside = beside_pretraining(plan) if pretrainings else []
+    if pretrainings:
+        say("\n=== Pre-training on the images without labels; beside it, what does not wait for it")
+        jobs.run([*pretrainings, *beside], result_words)
+    sweeps, rates = choose_rates(plan, jobs, say, made=beside)
     say("\n=== Measured trainings")
     trainings = {
         (contestant.name, subset.percent, subset.seed): plan.measurement(
@@ -101,20 +103,34 @@ def carry_out(plan: Plan, jobs: Jobs, *, say: Callable[[str], None] = print) -> 
         for subset in by_seed(plan.subsets)
         for contestant in plan.contestants
     }
-    jobs.run(list(trainings.values()), result_words)
+    jobs.run([each for each in trainings.values() if each not in beside], result_words)
     measured = {key: read_measured(training) for key, training in trainings.items()}
     return Study(plan, rates, sweeps, trainings, measured)
 
 
+def beside_pretraining(plan: Plan) -> list[Training]:
+    """Trainings of the stage after it whose contestants need none: they leave no core idle beside it."""
+    free = [each for each in plan.contestants if each.pretraining is None]
+    if len(plan.rates) > 1:
+        return [training for each in free for training in plan.sweep(each).values()]
+    rate = plan.rates[0]
+    return [
+        plan.measurement(each, subset, each.base_rate * rate)
+        for subset in by_seed(plan.subsets)
+        for each in free
+    ]
+
+
 def choose_rates(
-    plan: Plan, jobs: Jobs, say: Callable[[str], None]
+    plan: Plan, jobs: Jobs, say: Callable[[str], None], *, made: list[Training]
 ) -> tuple[dict[str, dict[float, Measured]], dict[str, float]]:
-    """Results on held-out labels, and the learning rate of each contestant."""
+    """Results on held-out labels, and the learning rate of each contestant; ``made`` are trainings already run."""
     if len(plan.rates) == 1:
         return {}, {each.name: each.base_rate * plan.rates[0] for each in plan.contestants}
     say("\n=== Learning rates, chosen on held-out labels")
     planned = {each.name: plan.sweep(each) for each in plan.contestants}
-    jobs.run([training for sweep in planned.values() for training in sweep.values()], result_words)
+    swept = [training for sweep in planned.values() for training in sweep.values()]
+    jobs.run([each for each in swept if each not in made], result_words)
     sweeps = {
         name: {rate: read_measured(training) for rate, training in sweep.items()}
         for name, sweep in planned.items()
@@ -132,6 +148,8 @@ def by_seed(subsets: list[Subset]) -> list[Subset]:
 
 def result_words(training: Training) -> str:
     """What a training has reached, for the console."""
+    if not training.evaluated:
+        return "done"
     measured = read_measured(training)
     if measured.failure:
         return f"failed ({measured.failure})"
