@@ -238,6 +238,9 @@ def _add_model_config(cfg: CN) -> None:
     # Match the box of a patch with queries of the patch's own group only. The official code matches with all
     # queries, which teaches short schedules to ignore the patches (docs/EVIDENCE.md).
     cfg.MODEL.UPDETR.MATCH_WITHIN_GROUPS = False
+    # Standardize the patches' features, and add to the logits how much what a query's box shows is like its patch.
+    # Not as in the paper: in short trainings of two stages queries do not learn to compare the two.
+    cfg.MODEL.UPDETR.PATCH_SIMILARITY = False
     # Patch feature reconstruction branch.
     cfg.MODEL.UPDETR.FEATURE_RECON = True
     # Backbone feature that is reconstructed, pooled over the patch; "" for MODEL.DETR.IN_FEATURE.

@@ -10,12 +10,14 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from updetr_d2.modeling.device_patches import with_patches
-from updetr_d2.modeling.meta_arch.detr import output_sizes
+from updetr_d2.modeling.meta_arch.detr import output_sizes, resize_padding
 from updetr_d2.modeling.meta_arch.object_detr import ObjectDETR
 from updetr_d2.modeling.meta_arch.patch_queries import PatchQueryDETR
 from updetr_d2.modeling.outputs import Outputs
+from updetr_d2.modeling.patch_similarity import PatchSimilarity
 from updetr_d2.modeling.postprocessing import query_patch_postprocess
 from updetr_d2.modeling.targets import BatchTargets
 from updetr_d2.modeling.transformers.base import Decoded, Pyramid, Queries
@@ -36,6 +38,7 @@ class UPDETR(ObjectDETR, PatchQueryDETR):
         query_shuffle: permute the object query embeddings in training.
         attention_mask: keep queries of different groups from attending to each other.
         match_within_groups: match the box of a patch with queries of its own group only.
+        patch_similarity: the score of a query also counts how much what its box shows is like its patch.
         **object_detr_args: as for :class:`ObjectDETR`.
 
     Raises:
@@ -43,7 +46,8 @@ class UPDETR(ObjectDETR, PatchQueryDETR):
     """
 
     task = "pretraining"
-    pretraining_only = ("class_embed", "patch2query", "feature_align")  # the class head says "is a patch"
+    # The class head says "is a patch".
+    pretraining_only = ("class_embed", "patch2query", "patch_similarity", "feature_align")
 
     @configurable
     def __init__(
@@ -54,6 +58,7 @@ class UPDETR(ObjectDETR, PatchQueryDETR):
         query_shuffle: bool = False,
         attention_mask: bool = True,
         match_within_groups: bool = False,
+        patch_similarity: bool = False,
         **object_detr_args: Any,
     ) -> None:
         super().__init__(**object_detr_args)
@@ -71,6 +76,7 @@ class UPDETR(ObjectDETR, PatchQueryDETR):
         self.query_shuffle = query_shuffle
         self.attention_mask = attention_mask
         self.match_within_groups = match_within_groups
+        self.patch_similarity = PatchSimilarity(self.feature_dim) if patch_similarity else None
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -82,6 +88,7 @@ class UPDETR(ObjectDETR, PatchQueryDETR):
             "query_shuffle": updetr.QUERY_SHUFFLE,
             "attention_mask": updetr.ATTENTION_MASK,
             "match_within_groups": updetr.MATCH_WITHIN_GROUPS,
+            "patch_similarity": updetr.PATCH_SIMILARITY,
         }
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
@@ -99,7 +106,9 @@ class UPDETR(ObjectDETR, PatchQueryDETR):
         return super().forward(with_patches(batched_inputs, self.device))
 
     def make_queries(self, batched_inputs: Sequence[dict]) -> Queries:
-        return self.compose_queries(self.encode_patches(batched_inputs))
+        return self.compose_queries(
+            self.encode_patches(batched_inputs), [len(x["patches"]) for x in batched_inputs]
+        )
 
     def encode_patches(self, batched_inputs: Sequence[dict]) -> Tensor:
         """Globally pooled CNN features ``[B, m, D]`` of the query patches, zero where an image has fewer."""
@@ -112,11 +121,12 @@ class UPDETR(ObjectDETR, PatchQueryDETR):
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_backbone):
             return nn.utils.rnn.pad_sequence(list(self.pooled_patches(batched_inputs)), batch_first=True)
 
-    def compose_queries(self, patch_features: Tensor) -> Queries:
+    def compose_queries(self, patch_features: Tensor, counts: Sequence[int] | None = None) -> Queries:
         """Give each patch's feature to the object queries of its group.
 
         Args:
             patch_features: ``[B, m, D]``.
+            counts: patches of each image, at most m; None for m of each.
 
         Returns:
             the first m groups of G object queries.
@@ -126,7 +136,13 @@ class UPDETR(ObjectDETR, PatchQueryDETR):
         embed = None if self.query_embed is None else self.query_embed.weight
         if self.training and self.query_shuffle and embed is not None:
             embed = embed[torch.randperm(len(embed), device=embed.device)]
-        patches = self.patch2query(patch_features).repeat_interleave(self.group_size, dim=1)
+        shown = patch_features
+        if self.patch_similarity is not None:
+            there = [each[:count] for each, count in zip(patch_features, counts or [num_groups] * len(shown))]
+            shown = nn.utils.rnn.pad_sequence(
+                self.patch_similarity.standardize_patches(there), batch_first=True
+            )
+        patches = self.patch2query(shown).repeat_interleave(self.group_size, dim=1)
         if self.training:
             kept = torch.rand(patches.shape[:2], device=patches.device) > self.mask_ratio
             patches = patches * kept[..., None]
@@ -137,6 +153,7 @@ class UPDETR(ObjectDETR, PatchQueryDETR):
             num_groups=num_groups,
             attn_mask=self.group_mask(num_queries),
             patch_features=patch_features,
+            standardized_patches=None if self.patch_similarity is None else shown,
         )
 
     def group_mask(self, num_queries: int) -> Tensor | None:
@@ -149,6 +166,25 @@ class UPDETR(ObjectDETR, PatchQueryDETR):
     def extra_outputs(self, outputs: Outputs, decoded: Decoded, queries: Queries, pyramid: Pyramid) -> None:
         super().extra_outputs(outputs, decoded, queries, pyramid)
         outputs.patch_features = queries.patch_features
+        if self.patch_similarity is not None and queries.standardized_patches is not None:
+            outputs.logits = outputs.logits + self.similarity_logits(
+                outputs, queries.standardized_patches, pyramid
+            )
+
+    def similarity_logits(self, outputs: Outputs, patches: Tensor, pyramid: Pyramid) -> Tensor:
+        """What the similarity with the patches ``[B, m, D]`` adds to all logits but "no object"."""
+        assert self.patch_similarity is not None
+        features = pyramid.features[self.in_feature]
+        similarity = self.patch_similarity(
+            features,
+            resize_padding(pyramid.paddings[0], features.shape[-2:]),
+            outputs.boxes,
+            patches.repeat_interleave(self.group_size, dim=1)[:, : outputs.boxes.shape[2]],
+        )[..., None]
+        if self.class_loss == "softmax":
+            classes = outputs.logits.shape[-1] - 1
+            return F.pad(similarity.expand(*similarity.shape[:-1], classes), (0, 1))
+        return similarity
 
     def add_targets(self, targets: BatchTargets, batched_inputs: list[dict], outputs: Outputs) -> None:
         if self.target_feature == self.in_feature:

@@ -49,6 +49,7 @@ class Queries:
         num_groups: queries of different groups look for different patches.
         attn_mask: bool ``[N, N]``, True where one query must not attend to another, or None.
         patch_features: CNN features ``[B, M, D]`` of the patches, or None.
+        standardized_patches: the same, of mean 0 and variance 1 in each channel, or None.
         noised: for denoising, or None.
     """
 
@@ -58,6 +59,7 @@ class Queries:
     num_groups: int = 1
     attn_mask: Tensor | None = None
     patch_features: Tensor | None = None
+    standardized_patches: Tensor | None = None
     noised: NoisedQueries | None = None
 
     def position(self, batch_size: int) -> Tensor:
