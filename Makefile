@@ -1,4 +1,4 @@
-# make quickstart   pre-train a small model and look at what it learned
+# make quickstart   pre-train, train detectors from 20 labeled pictures, look at what they find
 # make test         all tests
 # make help         everything else
 
@@ -35,7 +35,7 @@ $(VENV)/.ready: requirements-lock.txt requirements-detectron2.txt setup.py pypro
 	@python3 tools/setup_environment.py default $(VENV)
 	@touch $@
 
-quickstart: $(READY)  ## pre-train a small UP-DETR on generated scenes, fine-tune it, compare (minutes)
+quickstart: $(READY)  ## pre-train on photographs, train detectors from 20 labeled ones, compare (minutes)
 	@$(RUN) tools/quickstart.py
 
 setup-demo: $(DEMO_READY)  ## install what the demo page, its tests and the figures need

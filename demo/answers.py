@@ -4,14 +4,14 @@ import itertools
 import logging
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
-from detectron2.structures import Boxes, pairwise_iou
+from detectron2.structures import Boxes, BoxMode, pairwise_iou
 from torch import Tensor
 
 from updetr_d2.data.datasets.names import ensure_registered
@@ -37,10 +37,17 @@ class VisitorError(Exception):
 
 @dataclass
 class DemoModel:
-    """A trained model with its config."""
+    """A trained model with its config.
+
+    Attributes:
+        cfg: of the model.
+        predictor: the model.
+        objects: file name of an example, without folder (Gradio copies it) -> a labeled object (XYXY, px).
+    """
 
     cfg: CfgNode
     predictor: Predictor
+    objects: dict[str, list[int]] = field(default_factory=dict)
 
     @classmethod
     def load(cls, config_file: str, options: list[str], *, tab: str) -> "DemoModel":
@@ -71,14 +78,20 @@ class DemoModel:
             if not self.cfg.DATASETS.TEST:
                 raise ValueError("it is empty")
             ensure_registered(self.cfg.DATASETS.TEST[:1])
-            items = DatasetCatalog.get(self.cfg.DATASETS.TEST[0])
-            return [item["file_name"] for item in itertools.islice(items, count)]
+            items = list(itertools.islice(DatasetCatalog.get(self.cfg.DATASETS.TEST[0]), count))
         except (OSError, ValueError) as error:
             logger.warning("No examples on the page, as DATASETS.TEST is not there: %s", error)
             return []
+        for item in items:
+            for each in item.get("annotations", ())[:1]:
+                box = BoxMode.convert(each["bbox"], each["bbox_mode"], BoxMode.XYXY_ABS)
+                self.objects[Path(item["file_name"]).name] = [round(value) for value in box]
+        return [item["file_name"] for item in items]
 
     def example_box(self, file_name: str) -> list[int]:
-        """A box (XYXY, px) as in pre-training, of at least a quarter of the image's short side."""
+        """A labeled object, or a random box of at least a quarter of the image's short side; XYXY, px."""
+        if known := self.objects.get(Path(file_name).name):
+            return known
         height, width = read_picture(file_name).shape[:2]
         side = max(self.cfg.INPUT.QUERY_PATCH.MIN_SIZE, min(height, width) // 4)
         rng = np.random.default_rng(zlib.crc32(Path(file_name).name.encode()))

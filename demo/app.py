@@ -32,7 +32,13 @@ from demo.answers import DemoModel
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICKSTART = ROOT / "output" / "quickstart"
-QUICKSTART_RUNS = {"patches": "pretrain", "detection": "finetune"}
+# Tab -> run of the quickstart, the first that fits.
+QUICKSTART_RUNS = {
+    "patches": "compare/pretraining/*",
+    "detection": "compare/runs/few_label_lite0-pretrained-100pct-*",
+}
+# Examples: pictures that no model has seen.
+QUICKSTART_EXAMPLES = "data/test"
 NUM_EXAMPLES = 6
 MAX_UPLOAD = "20mb"
 CSS = """
@@ -115,15 +121,17 @@ def result_column() -> list:
         return [picture, gr.Markdown(elem_classes="findings")]
 
 
-def threshold_slider() -> gr.Slider:
-    return gr.Slider(0.0, 1.0, value=0.5, step=0.01, label="lowest score shown")
+def threshold_slider(model: DemoModel) -> gr.Slider:
+    value = 0.3 if model.cfg.MODEL.CRITERION.CLASS_LOSS == "focal" else 0.5  # focal loss gives low scores
+    return gr.Slider(0.0, 1.0, value=value, step=0.01, label="lowest score shown")
 
 
 def patches_tab(model: DemoModel) -> None:
     gr.Markdown(
         "Draw a box on a picture. Pre-training has taught the model to find where such a **patch** was cut "
         "from; it knows no classes. Each guess comes from one of the object queries that are given the patch; "
-        "IoU says how well it overlaps your box (dashed), 1 being perfect."
+        "IoU says how well it overlaps your box (dashed), 1 being perfect. A low score says that the patch is not "
+        "in the picture, as when you look for it in another one."
     )
     with gr.Row():
         with gr.Column():
@@ -150,7 +158,7 @@ def classes_tab(model: DemoModel, *, kind: str, introduction: str) -> None:
     gr.Markdown(introduction)
     with gr.Row():
         with gr.Column():
-            picture, threshold = picture_input("picture"), threshold_slider()
+            picture, threshold = picture_input("picture"), threshold_slider(model)
             button = gr.Button("Find objects", variant="primary")
         result = result_column()
     detect = in_page(functools.partial(answers.detect, model, kind))
@@ -163,7 +171,7 @@ def one_shot_tab(model: DemoModel) -> None:
     with gr.Row():
         with gr.Column():
             query = query_inputs(model, "query: draw a box around the thing, or take the whole picture")
-            picture, threshold = picture_input("picture to search"), threshold_slider()
+            picture, threshold = picture_input("picture to search"), threshold_slider(model)
             button = gr.Button("Find things like it", variant="primary")
         result = result_column()
     find = in_page(functools.partial(answers.find_similar, model))
@@ -207,17 +215,20 @@ def build_page(models: dict[str, DemoModel]) -> gr.Blocks:
     return page
 
 
-def quickstart_models(folder: Path) -> dict[str, tuple[str, str]]:
-    """Config and weights of the quickstart's models that are in its output folder.
+def quickstart_models(folder: Path) -> dict[str, list[str]]:
+    """Config, weights and options of the quickstart's models that are in its output folder.
 
     Raises:
         ValueError: if there are none.
     """
+    test = folder / QUICKSTART_EXAMPLES
+    options = ["DATASETS.TEST", f"('coco:{test / 'instances.json'}@{test / 'images'}',)"]
     models = {}
-    for tab, run in QUICKSTART_RUNS.items():
-        files = (folder / run / "config.yaml", folder / run / "model_final.pth")
-        if all(file.exists() for file in files):
-            models[tab] = str(files[0]), str(files[1])
+    for tab, runs in QUICKSTART_RUNS.items():
+        for run in sorted(folder.glob(runs)):
+            files = (run / "config.yaml", run / "model_final.pth")
+            if tab not in models and all(file.exists() for file in files):
+                models[tab] = [*map(str, files), *options]
     if not models:
         raise ValueError(
             "There is no trained model in output/quickstart yet: run `make quickstart` first (it takes minutes), "
@@ -287,11 +298,11 @@ def serve(
     return page, url
 
 
-def load_models(wanted: dict[str, tuple[str, str]], options: list[str]) -> dict[str, DemoModel]:
-    """The models of tabs, from config and weights; ``options`` are KEY VALUE pairs for all of them."""
+def load_models(wanted: dict[str, list[str]], options: list[str]) -> dict[str, DemoModel]:
+    """The models of tabs, from config, weights and options; ``options`` are KEY VALUE pairs for all of them."""
     return {
-        tab: DemoModel.load(config_file, [*options, "MODEL.WEIGHTS", weights], tab=tab)
-        for tab, (config_file, weights) in wanted.items()
+        tab: DemoModel.load(config_file, [*own, *options, "MODEL.WEIGHTS", weights], tab=tab)
+        for tab, (config_file, weights, *own) in wanted.items()
     }
 
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env python
 """Draw every picture of the README and docs/ anew, from the quickstart's models. `make figures` runs it.
 
-    query_patches.png   the validation scene on which the pre-trained model finds its patches best
-    how_it_works.png    one step of pre-training on a photo, panel by panel
+    quickstart.png      patches that the pre-trained model finds, and what each detector finds, in a test picture
+    how_it_works.png    one step of pre-training on a photo, panel by panel, with a model that has learned from
+                        configs/quickstart/updetr_lite0_scenes.yaml (left as it is where there is none)
     learning_curves_500.png  of the transfer benchmark, from docs/measurements/transfer.json
     attention.png       where the transfer benchmark's pre-trained model looks for each patch of a held-out scene
                         (left as it is where the benchmark has not run)
@@ -30,21 +31,24 @@ from PIL import Image
 from torch import nn
 
 from updetr_d2.data.datasets.names import ensure_registered
-from updetr_d2.inference.predictor import load_trained_model, setup_inference_config
+from updetr_d2.inference.predictor import Predictor, load_trained_model, setup_inference_config
 from updetr_d2.modeling.box_ops import cxcywh_to_xyxy
 from updetr_d2.modeling.matcher import FORBIDDEN, HungarianMatcher
 from updetr_d2.modeling.meta_arch import UPDETR
 from updetr_d2.tasks import build_mapper
 from updetr_d2.visualization.attention import decoder_attention, draw_attention_maps
-from updetr_d2.visualization.boxes import draw_query_patch_sample, save_picture, to_rgb
+from updetr_d2.visualization.boxes import save_picture, to_rgb
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "figures")]  # neither is part of the package
 
 from benchmarks.few_label.transfer import draw_curves  # noqa: E402
+from benchmarks.quickstart import patches, report  # noqa: E402
+from benchmarks.quickstart.places import Places  # noqa: E402
 from method import draw_method  # noqa: E402
 
 QUICKSTART = ROOT / "output" / "quickstart"
+SCENES = ROOT / "output" / "scenes"
 IMAGES = ROOT / "docs" / "images"
 TRANSFER = ROOT / "output" / "cutouts" / "pretrain_updetr"
 TRANSFER_RESULTS = ROOT / "docs" / "measurements" / "transfer.json"
@@ -58,22 +62,22 @@ DEMO_EXAMPLE = 4  # the fifth example of the demo page
 DEMO_GUESSES = 3
 
 
-@torch.no_grad()
-def draw_best_scene(cfg: CfgNode, model: nn.Module) -> np.ndarray:
-    """The image of the test set with the highest mean IoU of found and true patches."""
-    ensure_registered(cfg.DATASETS.TEST[:1])
-    mapper = build_mapper(cfg, is_train=False)
-    best: tuple[dict, Instances] | None = None
-    best_iou = -1.0
-    for item in DatasetCatalog.get(cfg.DATASETS.TEST[0]):
-        sample = mapper(item)
-        found, ious = find_patches(model, sample)
-        if ious.mean().item() > best_iou:
-            best, best_iou = (sample, found), ious.mean().item()
-    if best is None:
-        raise ValueError(f"DATASETS.TEST {tuple(cfg.DATASETS.TEST)} has no image to draw.")
-    sample, found = best
-    return draw_query_patch_sample(sample, found, cfg.INPUT.FORMAT)
+def draw_quickstart(files: Places) -> np.ndarray:
+    """The first test picture with the most coins: patches that are found, below it what each detector finds.
+
+    Raises:
+        ValueError: if the quickstart has not come to its end.
+    """
+    if not files.results.exists():
+        raise ValueError(
+            f"There is no {files.results}: run `make quickstart` first; the figures show its models."
+        )
+    picture = max(patches.read_pictures(files.labels("test")), key=lambda each: len(each.boxes))
+    above = patches.draw(Predictor.from_run(files.pretraining), picture)
+    detectors = {title: Predictor.from_run(run) for title, run in files.detectors().items()}
+    below = report.draw(detectors, picture.image)
+    size = below.shape[1], round(above.shape[0] * below.shape[1] / above.shape[1])
+    return np.concatenate([np.asarray(Image.fromarray(above).resize(size, Image.Resampling.LANCZOS)), below])
 
 
 def find_patches(model: nn.Module, sample: dict) -> tuple[Instances, torch.Tensor]:
@@ -179,6 +183,12 @@ def get_parser() -> argparse.ArgumentParser:
         "--quickstart", type=Path, default=QUICKSTART, help="its output (default: %(default)s)"
     )
     parser.add_argument(
+        "--scenes",
+        type=Path,
+        default=SCENES,
+        help="OUTPUT_DIR of configs/quickstart/updetr_lite0_scenes.yaml (default: %(default)s)",
+    )
+    parser.add_argument(
         "--transfer",
         type=Path,
         default=TRANSFER,
@@ -211,13 +221,16 @@ def main(argv: list[str] | None = None) -> int:
     setup_logger(name="updetr_d2")
     try:
         photo = args.photo or default_photo()
-        cfg, model = load_pretrained(args.quickstart / "pretrain", "make quickstart")
-        save_picture(draw_best_scene(cfg, model), str(args.output / "query_patches.png"))
-        save_picture(draw_training_step(cfg, model, photo), str(args.output / "how_it_works.png"))
+        save_picture(draw_quickstart(Places(args.quickstart)), str(args.output / "quickstart.png"))
         draw_curves(json.loads(TRANSFER_RESULTS.read_text()), args.output)
         left = []
+        if (args.scenes / "model_final.pth").exists():
+            picture = draw_training_step(*load_pretrained(args.scenes), photo)
+            save_picture(picture, str(args.output / "how_it_works.png"))
+        else:
+            left.append("how_it_works.png (there is no model of configs/quickstart/updetr_lite0_scenes.yaml)")
         if (args.transfer / "model_final.pth").exists():
-            picture = draw_attention(*load_pretrained(args.transfer, "python tools/transfer_benchmark.py"))
+            picture = draw_attention(*load_pretrained(args.transfer))
             save_picture(picture, str(args.output / "attention.png"))
         else:
             left.append("attention.png (python tools/transfer_benchmark.py has not run)")
@@ -233,15 +246,13 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def load_pretrained(folder: Path, recipe: str) -> tuple[CfgNode, UPDETR]:
+def load_pretrained(folder: Path) -> tuple[CfgNode, UPDETR]:
     """Config and model of a finished pre-training.
 
     Raises:
-        ValueError: if there is none in ``folder``, which ``recipe`` would make, or it is of another model.
+        ValueError: if it is of another model.
     """
     config, weights = (folder / name for name in ("config.yaml", "model_final.pth"))
-    if not (config.exists() and weights.exists()):
-        raise ValueError(f"There is no {weights}: run `{recipe}` first; the figures show its models.")
     cfg = setup_inference_config(str(config), ["MODEL.WEIGHTS", str(weights)])
     model = load_trained_model(cfg)
     if not isinstance(model, UPDETR):

@@ -1,5 +1,8 @@
 """What the demo page answers: the model's own boxes and scores, and a sentence for everything that is wrong."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -201,3 +204,16 @@ def test_examples_come_from_the_test_set_with_boxes_inside(tmp_path, photo):
     model.cfg.defrost()
     model.cfg.DATASETS.TEST = ("folder:/nowhere",)
     assert model.example_files(2) == []
+
+
+def test_the_box_of_a_labeled_example_is_an_object(tmp_path, photo):
+    annotation = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [5, 6, 30, 20], "area": 600, "iscrowd": 0}
+    content = {
+        "images": [{"id": 1, "file_name": "photo.png", "width": 96, "height": 64}],
+        "annotations": [annotation],
+        "categories": [{"id": 1, "name": "thing"}],
+    }
+    (tmp_path / "labels.json").write_text(json.dumps(content))
+    _, model = load(tmp_path, "UPDETR", "DATASETS.TEST", (f"coco:{tmp_path / 'labels.json'}@{tmp_path}",))
+    assert model.example_files(2) == [photo]
+    assert model.example_box(f"/cache/of/gradio/{Path(photo).name}") == [5, 6, 35, 26]

@@ -329,7 +329,11 @@ def test_mistakes_on_the_command_line_are_answered_in_a_sentence(files, monkeypa
 
 def test_the_quickstarts_models_are_the_default(files, monkeypatch):
     tool = app
-    monkeypatch.setattr(tool, "QUICKSTART_RUNS", {"patches": "UPDETR", "detection": "DETR"})
+    monkeypatch.setattr(tool, "QUICKSTART_RUNS", {"patches": "UPDETR*", "detection": "DETR*"})
     (files / "UPDETR/model_final.pth").touch()
-    config = str(files / "UPDETR/config.yaml")
-    assert tool.quickstart_models(files) == {"patches": (config, str(files / "UPDETR/model_final.pth"))}
+    ((tab, (config, weights, *options)),) = tool.quickstart_models(files).items()
+    assert tab == "patches" and config == str(files / "UPDETR/config.yaml")
+    assert weights == str(files / "UPDETR/model_final.pth")
+    # Examples are held-out pictures with labels.
+    test = files / "data/test"
+    assert options == ["DATASETS.TEST", f"('coco:{test}/instances.json@{test}/images',)"]
