@@ -11,6 +11,7 @@ from torch import nn
 # Arguments of constructors in ``modeling/`` by the key that ``from_config`` takes them from.
 ARGUMENT_KEYS = {
     "box_refine": "MODEL.DEFORMABLE.BOX_REFINE",
+    "class_prior": "MODEL.DEFORMABLE.CLASS_PRIOR",
     "cost_bbox": "MODEL.MATCHER.COST_BBOX",
     "cost_class": "MODEL.MATCHER.COST_CLASS",
     "cost_giou": "MODEL.MATCHER.COST_GIOU",
@@ -37,6 +38,7 @@ ARGUMENT_KEYS = {
     "num_thing_classes": "MODEL.MASK_HEAD.NUM_THING_CLASSES",
     "out_features": "MODEL.TIMM.OUT_FEATURES",
     "oversample_ratio": "MODEL.MASK_HEAD.OVERSAMPLE_RATIO",
+    "proposal_size": "MODEL.DEFORMABLE.PROPOSAL_SIZE",
     "pyramid_channels": "MODEL.TIMM.PYRAMID_CHANNELS",
     "target_feature": "MODEL.UPDETR.TARGET_FEATURE",
     "two_stage": "MODEL.DEFORMABLE.TWO_STAGE",

@@ -215,6 +215,13 @@ def _add_model_config(cfg: CN) -> None:
     # All tokens in the middle of an object, of this share of its sides, learn to propose it: a dense signal for
     # few labels. 0 matches proposals as queries are.
     cfg.MODEL.DEFORMABLE.CENTER_RADIUS = 0.0
+    # Side of the boxes that tokens of the finest level start from, as a share of the image's; twice as much in
+    # each further level. In short trainings take about that of the objects: tokens that all have to learn to
+    # grow learn little else.
+    cfg.MODEL.DEFORMABLE.PROPOSAL_SIZE = 0.05
+    # Score of each class that a fresh class head gives. 0.01 suits 80 classes and hundreds of queries; in short
+    # trainings of few classes and queries a larger one spares the way up.
+    cfg.MODEL.DEFORMABLE.CLASS_PRIOR = 0.01
 
     # --- Contrastive denoising (DINO, Section 3.3), for two stages and focal loss ---
     cfg.MODEL.DENOISING = CN()

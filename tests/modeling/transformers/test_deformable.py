@@ -43,18 +43,31 @@ def levels_of(sizes, paddings=None):
 
 def test_every_token_proposes_a_box_around_its_center():
     tokens = levels_of([(4, 6), (2, 3)])
-    logits, usable = token_proposals(tokens)
+    logits, usable = token_proposals(tokens, size=0.05)
     expected = [((x + 0.5) / 6, (y + 0.5) / 4, 0.05, 0.05) for y in range(4) for x in range(6)]
     expected += [((x + 0.5) / 3, (y + 0.5) / 2, 0.1, 0.1) for y in range(2) for x in range(3)]
     assert usable.all()
     torch.testing.assert_close(logits.sigmoid()[0], torch.tensor(expected))
 
 
+def test_the_size_of_the_first_boxes_is_that_of_the_config():
+    """By the boxes of a fresh model, which leaves the proposals of its tokens as they are."""
+    model = tiny_model(
+        "DETR", *TWO_STAGE, "MODEL.DEFORMABLE.PROPOSAL_SIZE", 0.2, "MODEL.DEFORMABLE.NUM_LEVELS", 3
+    )
+    tokens = levels_of([(4, 4), (2, 2)])
+    values = torch.zeros(1, 20, model.transformer.hidden_dim)
+    _, anchors = model.transformer.encoder_memory(tokens.with_values(values))
+    sizes = anchors.sigmoid()[0, :, 2:]
+    torch.testing.assert_close(sizes[:16], torch.full((16, 2), 0.2))
+    torch.testing.assert_close(sizes[16:], torch.full((4, 2), 0.4))
+
+
 def test_padded_tokens_and_those_near_the_edge_propose_nothing():
     """The second image fills the left 60 of 100 columns and one row; its first center is 1/120 of its width."""
     padding = torch.zeros(2, 1, 100, dtype=torch.bool)
     padding[1, :, 60:] = True
-    logits, usable = token_proposals(levels_of([(1, 100)], [padding]))
+    logits, usable = token_proposals(levels_of([(1, 100)], [padding]), size=0.05)
     for image, width in enumerate((100, 60)):
         for x in range(100):
             center = (x + 0.5) / width
@@ -281,6 +294,15 @@ def test_recomputing_a_part_changes_nothing(part):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("options", [TWO_STAGE, DINO], ids=["two-stage", "dino"])
+def test_fresh_class_heads_give_the_prior_of_the_config(options):
+    model = tiny_model("DETR", *options, "MODEL.DEFORMABLE.CLASS_PRIOR", 0.1)
+    biases = [value for name, value in model.named_parameters() if "class_embed" in name and "bias" in name]
+    assert len(biases) == (3 if options is TWO_STAGE else 2)  # those of the encoder among them
+    for bias in biases:
+        torch.testing.assert_close(bias.sigmoid(), torch.full_like(bias, 0.1))
+
+
 def test_fresh_heads_predict_little_foreground_and_leave_boxes_alone():
     heads = tiny_model("DETR", *TWO_STAGE)
     assert torch.allclose(heads.class_embed[0].bias.sigmoid(), torch.tensor(0.01))
@@ -296,6 +318,14 @@ def test_fresh_heads_predict_little_foreground_and_leave_boxes_alone():
         ((*DEFORMABLE, "MODEL.DEFORMABLE.TWO_STAGE", True), r"TWO_STAGE needs MODEL\.DEFORMABLE\.BOX_REFINE"),
         ((*DEFORMABLE, "MODEL.DEFORMABLE.NUM_LEVELS", 1), r"NUM_LEVELS \(1\) is less than the number of"),
         ((*DEFORMABLE, "MODEL.DETR.HIDDEN_DIM", 48), r"HIDDEN_DIM \(48\) must be a multiple of .* 32"),
+        (
+            (*DEFORMABLE, "MODEL.DEFORMABLE.CLASS_PRIOR", 1.0),
+            r"CLASS_PRIOR is 1.0: it must be between 0 and 1",
+        ),
+        (
+            (*DEFORMABLE, "MODEL.DEFORMABLE.PROPOSAL_SIZE", 0.5),
+            r"PROPOSAL_SIZE is 0.5: .* doubled from level to level \(MODEL\.DEFORMABLE\.NUM_LEVELS is 3\)",
+        ),
         (
             (*REFINE, "MODEL.DENOISING.NUM_QUERIES", 10),
             r"DENOISING\.NUM_QUERIES needs queries that are boxes",

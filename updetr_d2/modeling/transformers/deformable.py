@@ -41,6 +41,7 @@ from updetr_d2.modeling.transformers.deformable_layers import (
 )
 from updetr_d2.modeling.transformers.denoising import denoising_mask
 from updetr_d2.modeling.transformers.proposals import (
+    LARGEST_PROPOSAL,
     DecoderInput,
     best_tokens,
     gather_tokens,
@@ -76,11 +77,14 @@ class DeformableTransformer(DetectionTransformer):
             1 takes all.
         center_radius: in two stages, tokens in the middle of an object learn to propose it, see
             :func:`match_centers`; 0 matches proposals as queries are.
+        proposal_size: in two stages, side of the boxes that tokens of the finest level start from, as a share of
+            the image's, in (0, 1); twice as much in each further level.
+        class_prior: score of each class that a fresh class head gives, in (0, 1).
         recompute_encoder, recompute_decoder: see :class:`Transformer`.
 
     Raises:
-        ValueError: if ``two_stage`` lacks ``box_refine``, there are fewer levels than features, or C is not a
-            multiple of 32.
+        ValueError: if ``two_stage`` lacks ``box_refine``, there are fewer levels than features, C is not a
+            multiple of 32, or ``proposal_size`` or ``class_prior`` is out of its range.
     """
 
     # Of the encoding of image positions.
@@ -108,6 +112,8 @@ class DeformableTransformer(DetectionTransformer):
         look_forward_twice: bool = False,
         proposal_nms_threshold: float = 1.0,
         center_radius: float = 0.0,
+        proposal_size: float = 0.05,
+        class_prior: float = 0.01,
         recompute_encoder: bool = False,
         recompute_decoder: bool = False,
     ) -> None:
@@ -124,6 +130,13 @@ class DeformableTransformer(DetectionTransformer):
             )
         if two_stage and not box_refine:
             raise ValueError("`two_stage` needs `box_refine`: set it to True.")
+        if not 0 < class_prior < 1:
+            raise ValueError(f"`class_prior` is {class_prior}: it must be between 0 and 1.")
+        if not 0 < proposal_size * 2 ** (num_levels - 1) < LARGEST_PROPOSAL:
+            raise ValueError(
+                f"`proposal_size` is {proposal_size}: it must be above 0 and, doubled from level to level "
+                f"(`num_levels` is {num_levels}), stay below {LARGEST_PROPOSAL}."
+            )
         self.in_features = tuple(in_features)
         self.hidden_dim = hidden_dim
         self.num_decoder_layers = num_decoder_layers
@@ -134,6 +147,8 @@ class DeformableTransformer(DetectionTransformer):
         self.look_forward_twice = look_forward_twice
         self.proposal_nms_threshold = proposal_nms_threshold
         self.center_radius = center_radius
+        self.proposal_size = proposal_size
+        self.class_prior = class_prior
         self.recompute_encoder = recompute_encoder
         self.recompute_decoder = recompute_decoder
         self.position_encoding = SinePositionEncoding(
@@ -172,6 +187,8 @@ class DeformableTransformer(DetectionTransformer):
             "look_forward_twice": deformable.LOOK_FORWARD_TWICE,
             "proposal_nms_threshold": deformable.PROPOSAL_NMS_THRESH,
             "center_radius": deformable.CENTER_RADIUS,
+            "proposal_size": deformable.PROPOSAL_SIZE,
+            "class_prior": deformable.CLASS_PRIOR,
             "recompute_encoder": detr.RECOMPUTE_ENCODER,
             "recompute_decoder": detr.RECOMPUTE_DECODER,
         }
@@ -223,10 +240,13 @@ class DeformableTransformer(DetectionTransformer):
 
     def build_heads(self, num_logits: int) -> tuple[nn.Module, nn.Module]:
         if not self.box_refine:
-            return class_head(self.hidden_dim, num_logits), box_head(self.hidden_dim, log_size=-2.0)
+            classes = class_head(self.hidden_dim, num_logits, prior=self.class_prior)
+            return classes, box_head(self.hidden_dim, log_size=-2.0)
         # The last of them are the encoder's.
         count = self.num_decoder_layers + self.two_stage
-        classes = nn.ModuleList(class_head(self.hidden_dim, num_logits) for _ in range(count))
+        classes = nn.ModuleList(
+            class_head(self.hidden_dim, num_logits, prior=self.class_prior) for _ in range(count)
+        )
         first_log_size = 0.0 if self.two_stage else -2.0
         boxes = nn.ModuleList(
             box_head(self.hidden_dim, log_size=0.0 if i else first_log_size) for i in range(count)
@@ -314,7 +334,7 @@ class DeformableTransformer(DetectionTransformer):
 
     def encoder_memory(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """Memory ``[B, S, C]`` for the encoder's heads, and the logits ``[B, S, 4]`` of each token's own box."""
-        anchors, usable = token_proposals(tokens)
+        anchors, usable = token_proposals(tokens, size=self.proposal_size)
         memory = tokens.values.masked_fill(~usable[..., None], 0.0)
         return self.enc_output_norm(self.enc_output(memory)), anchors
 

@@ -6,14 +6,11 @@ from torch import nn
 
 from updetr_d2.modeling.mlp import MLP
 
-# Share of foreground that a fresh class head predicts (Lin et al., arXiv 1708.02002).
-_PRIOR = 0.01
 
-
-def class_head(hidden_dim: int, num_logits: int) -> nn.Linear:
-    """A class head that predicts little foreground."""
+def class_head(hidden_dim: int, num_logits: int, *, prior: float) -> nn.Linear:
+    """A class head that predicts a share ``prior`` of each class at first (Lin et al., arXiv 1708.02002)."""
     head = nn.Linear(hidden_dim, num_logits)
-    nn.init.constant_(head.bias, -math.log((1 - _PRIOR) / _PRIOR))
+    nn.init.constant_(head.bias, -math.log((1 - prior) / prior))
     return head
 
 

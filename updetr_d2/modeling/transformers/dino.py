@@ -53,9 +53,10 @@ class DINOTransformer(DeformableTransformer):
         self.decoder.ref_point_head = MLP(2 * dim, dim, dim, num_layers=2)
 
     def build_heads(self, num_logits: int) -> tuple[nn.Module, nn.Module]:
-        self.enc_out_class_embed = class_head(self.hidden_dim, num_logits)
+        self.enc_out_class_embed = class_head(self.hidden_dim, num_logits, prior=self.class_prior)
         self.enc_out_bbox_embed = box_head(self.hidden_dim)
-        return class_head(self.hidden_dim, num_logits), box_head(self.hidden_dim)
+        classes = class_head(self.hidden_dim, num_logits, prior=self.class_prior)
+        return classes, box_head(self.hidden_dim)
 
     def start_decoder(
         self, tokens: Tokens, queries: Queries, class_embed: nn.Module, bbox_embed: nn.Module

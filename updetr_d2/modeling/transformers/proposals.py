@@ -14,10 +14,9 @@ from updetr_d2.modeling.outputs import AuxiliaryOutputs
 from updetr_d2.modeling.transformers.base import Queries
 from updetr_d2.modeling.transformers.deformable_layers import Tokens
 
-# Side of a token's own box on the finest level, as a fraction of the image; doubled from level to level.
-_ANCHOR_SIZE = 0.05
 # A token whose box has a coordinate nearer to 0 or 1 makes no proposal.
 _ANCHOR_MARGIN = 0.01
+LARGEST_PROPOSAL = 1 - _ANCHOR_MARGIN
 
 
 @dataclass
@@ -37,8 +36,12 @@ class DecoderInput:
     proposals: AuxiliaryOutputs | None = None
 
 
-def token_proposals(tokens: Tokens) -> tuple[Tensor, Tensor]:
+def token_proposals(tokens: Tokens, *, size: float) -> tuple[Tensor, Tensor]:
     """The box of each token: centered on it, of a size that its level sets (Deformable DETR, Appendix A.4).
+
+    Args:
+        tokens: of S positions.
+        size: side of the boxes of the finest level, as a share of the image's; doubled from level to level.
 
     Returns:
         logits ``[B, S, 4]`` of (cx, cy, w, h), +inf where the token makes no proposal (padding, or too near to the
@@ -47,12 +50,12 @@ def token_proposals(tokens: Tokens) -> tuple[Tensor, Tensor]:
     centers = tokens.centers().expand(len(tokens.values), -1, -1)
     sizes = torch.cat(
         [
-            torch.full((h * w, 2), _ANCHOR_SIZE * 2.0**level, device=centers.device)
+            torch.full((h * w, 2), size * 2.0**level, device=centers.device)
             for level, (h, w) in enumerate(tokens.shapes)
         ]
     )
     boxes = torch.cat([centers, sizes.expand(len(centers), -1, -1)], dim=-1)
-    usable = ((boxes > _ANCHOR_MARGIN) & (boxes < 1 - _ANCHOR_MARGIN)).all(dim=-1)
+    usable = ((boxes > _ANCHOR_MARGIN) & (boxes < LARGEST_PROPOSAL)).all(dim=-1)
     if tokens.padding is not None:
         usable = usable & ~tokens.padding
     return (boxes / (1 - boxes)).log().masked_fill(~usable[..., None], float("inf")), usable
