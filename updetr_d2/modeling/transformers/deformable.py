@@ -240,8 +240,8 @@ class DeformableTransformer(DetectionTransformer):
 
     def build_heads(self, num_logits: int) -> tuple[nn.Module, nn.Module]:
         if not self.box_refine:
-            classes = class_head(self.hidden_dim, num_logits, prior=self.class_prior)
-            return classes, box_head(self.hidden_dim, log_size=-2.0)
+            one = class_head(self.hidden_dim, num_logits, prior=self.class_prior)
+            return one, box_head(self.hidden_dim, log_size=-2.0)
         # The last of them are the encoder's.
         count = self.num_decoder_layers + self.two_stage
         classes = nn.ModuleList(
