@@ -98,6 +98,7 @@ def test_a_pretext_of_the_plugin_is_pretraining(tmp_path, scenes):
     assert set(checkpoint["pretraining_only"]) == {
         "class_embed",
         "patch2query",
+        "patch_similarity",
         "feature_align",
         "pretext_head",
     }
