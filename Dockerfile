@@ -18,7 +18,7 @@ RUN apt-get update \
 
 WORKDIR /opt/updetr_d2
 COPY . .
-RUN make setup && rm -rf /root/.cache
+RUN make setup && rm -rf ~/.cache
 ENV PATH="/opt/updetr_d2/.venv/bin:${PATH}" \
     UPDETR_D2_CACHE=/data/.cache/updetr_d2
 WORKDIR /data
