@@ -44,6 +44,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "figures")]  # neither is part of
 
 from benchmarks.few_label.transfer import draw_curves  # noqa: E402
 from benchmarks.quickstart import patches, report  # noqa: E402
+from benchmarks.quickstart.coins import photo_folder  # noqa: E402
 from benchmarks.quickstart.places import Places  # noqa: E402
 from method import draw_method  # noqa: E402
 
@@ -201,26 +202,12 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def default_photo() -> str:
-    """The file of scikit-image's cat.
-
-    Raises:
-        ValueError: if scikit-image is not installed.
-    """
-    spec = importlib.util.find_spec("skimage")
-    if spec is None or spec.origin is None:
-        raise ValueError(
-            "The photo comes with scikit-image: `make setup-demo` installs it, or name one with --photo."
-        )
-    return str(Path(spec.origin).parent / "data" / "chelsea.png")
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     args = get_parser().parse_args(argv)
     setup_logger(name="updetr_d2")
     try:
-        photo = args.photo or default_photo()
+        photo = args.photo or str(photo_folder() / "chelsea.png")
         save_picture(draw_quickstart(Places(args.quickstart)), str(args.output / "quickstart.png"))
         draw_curves(json.loads(TRANSFER_RESULTS.read_text()), args.output)
         left = []

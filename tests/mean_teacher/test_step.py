@@ -136,15 +136,20 @@ class ByFirstPixel(nn.Module):
         return [{"instances": detections()[: int(sample["image"][0, 0, 0]) % 3]} for sample in batch]
 
 
-def train(steps=3):
-    """Train on global batches of two labeled and four unlabeled images; gives losses and weights."""
-    rank, world_size = comm.get_rank(), comm.get_world_size()
+def student_and_teacher(*, burn_in):
+    """A model and its optimizer, and the step in which the teacher looks at images from an iteration on."""
     torch.manual_seed(0)
-    cfg = tiny_cfg("DETR", *DEFORMABLE, f"{GROUP}.BURN_IN_ITERS", 1, f"{GROUP}.RAMP_ITERS", 2)
+    cfg = tiny_cfg("DETR", *DEFORMABLE, f"{GROUP}.BURN_IN_ITERS", burn_in, f"{GROUP}.RAMP_ITERS", 2)
     cfg.merge_from_list([f"{GROUP}.CLASS_QUANTILE", 0.5])
     model = distribute(build_model(cfg))
     step = MeanTeacherStep(cfg, teacher=ByFirstPixel())
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    return model, step, torch.optim.SGD(model.parameters(), lr=0.01)
+
+
+def train(steps=3):
+    """Train on global batches of two labeled and four unlabeled images; gives losses and weights."""
+    rank, world_size = comm.get_rank(), comm.get_world_size()
+    model, step, optimizer = student_and_teacher(burn_in=1)
     total = 0.0
     for iteration in range(steps):
         torch.manual_seed(iteration)
@@ -212,12 +217,7 @@ class BothKinds:
 
 def train_in_parts(num_parts):
     """Three steps by the training loop; gives the weights, the logged numbers and the teacher's thresholds."""
-    torch.manual_seed(0)
-    cfg = tiny_cfg("DETR", *DEFORMABLE, f"{GROUP}.BURN_IN_ITERS", 0, f"{GROUP}.RAMP_ITERS", 2)
-    cfg.merge_from_list([f"{GROUP}.CLASS_QUANTILE", 0.5])
-    model = distribute(build_model(cfg))
-    step = MeanTeacherStep(cfg, teacher=ByFirstPixel())
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    model, step, optimizer = student_and_teacher(burn_in=0)
     loop = TrainLoop(
         model, BothKinds(), optimizer, compute_losses=step, num_parts=num_parts, max_grad_norm=1.0
     )

@@ -14,17 +14,15 @@ _Item = TypeVar("_Item")
 _MOST_METRICS, _MOST_PARAMS, _LONGEST_VALUE = 1000, 100, 500
 
 
-class WandbTracker(Tracker):
-    """Weights & Biases; offline, the files are in ``wandb/`` of the output folder, for ``wandb sync``.
+class PackageTracker(Tracker):
+    """A service with a Python package of its own.
 
     Args:
-        project, run_name: as W&B shows them.
-        output_dir: for its files.
+        project, run_name: as the service shows them.
+        output_dir: of the run, for files of the service.
         config: every key of the run.
         offline: send nothing.
     """
-
-    name = "wandb"
 
     def __init__(
         self, *, project: str, run_name: str, output_dir: str, config: Mapping[str, Any], offline: bool
@@ -34,7 +32,16 @@ class WandbTracker(Tracker):
         self.output_dir = output_dir
         self.config = dict(config)
         self.offline = offline
-        self._run: Any = None
+
+
+class WandbTracker(PackageTracker):
+    """Weights & Biases; offline, the files are in ``wandb/`` of the output folder, for ``wandb sync``.
+
+    Args: as for :class:`PackageTracker`.
+    """
+
+    name = "wandb"
+    _run: Any = None
 
     def start(self, run_id: str | None) -> str:
         import wandb
@@ -60,44 +67,33 @@ class WandbTracker(Tracker):
         self._run.finish()
 
 
-class MLflowTracker(Tracker):
+class MLflowTracker(PackageTracker):
     """MLflow at ``MLFLOW_TRACKING_URI``; offline in ``mlflow.db`` of the output folder.
 
-    Args:
-        project: experiment.
-        run_name: as MLflow shows it.
-        output_dir: of the run.
-        config: every key of the run.
-        offline: send nothing.
+    Args: as for :class:`PackageTracker`; the project is MLflow's experiment.
     """
 
     name = "mlflow"
-
-    def __init__(
-        self, *, project: str, run_name: str, output_dir: str, config: Mapping[str, Any], offline: bool
-    ) -> None:
-        self.project = project
-        self.run_name = run_name
-        folder = os.path.abspath(output_dir)
-        # Its folders of files are no longer kept up by MLflow.
-        self.uri = f"sqlite:///{folder}/mlflow.db" if offline else None
-        self.artifacts = f"{folder}/mlflow" if offline else None
-        self.config = dict(config)
-        self._client: Any = None
-        self._run_id = ""
+    _client: Any = None
+    _run_id = ""
 
     def start(self, run_id: str | None) -> str:
         from mlflow.entities import Param
         from mlflow.tracking import MlflowClient
 
-        self._client = MlflowClient(tracking_uri=self.uri)
+        folder = os.path.abspath(self.output_dir)
+        # Its folders of files are no longer kept up by MLflow.
+        uri = f"sqlite:///{folder}/mlflow.db" if self.offline else None
+        self._client = MlflowClient(tracking_uri=uri)
         if run_id is not None:
             self._client.update_run(run_id, status="RUNNING")
             self._run_id = run_id
             return run_id
         experiment = self._client.get_experiment_by_name(self.project)
         experiment_id = (
-            self._client.create_experiment(self.project, artifact_location=self.artifacts)
+            self._client.create_experiment(
+                self.project, artifact_location=f"{folder}/mlflow" if self.offline else None
+            )
             if experiment is None
             else experiment.experiment_id
         )
@@ -120,7 +116,7 @@ class MLflowTracker(Tracker):
 
 
 # By the names of TRACKING.WRITERS, which are those of the packages as well.
-TRACKERS: dict[str, type[WandbTracker] | type[MLflowTracker]] = {
+TRACKERS: dict[str, type[PackageTracker]] = {
     tracker.name: tracker for tracker in (WandbTracker, MLflowTracker)
 }
 
