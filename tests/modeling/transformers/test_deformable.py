@@ -63,6 +63,11 @@ def test_the_size_of_the_first_boxes_is_that_of_the_config():
     torch.testing.assert_close(sizes[16:], torch.full((4, 2), 0.4))
 
 
+def test_without_proposals_their_size_does_not_matter():
+    """With 6 levels the coarsest proposals would be larger than the image."""
+    tiny_model("DETR", *REFINE, "MODEL.DEFORMABLE.NUM_LEVELS", 6)
+
+
 def test_padded_tokens_and_those_near_the_edge_propose_nothing():
     """The second image fills the left 60 of 100 columns and one row; its first center is 1/120 of its width."""
     padding = torch.zeros(2, 1, 100, dtype=torch.bool)
@@ -323,7 +328,7 @@ def test_fresh_heads_predict_little_foreground_and_leave_boxes_alone():
             r"CLASS_PRIOR is 1.0: it must be between 0 and 1",
         ),
         (
-            (*DEFORMABLE, "MODEL.DEFORMABLE.PROPOSAL_SIZE", 0.5),
+            (*TWO_STAGE, "MODEL.DEFORMABLE.PROPOSAL_SIZE", 0.5),
             r"PROPOSAL_SIZE is 0.5: .* doubled from level to level \(MODEL\.DEFORMABLE\.NUM_LEVELS is 3\)",
         ),
         (

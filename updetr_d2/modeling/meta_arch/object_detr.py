@@ -35,8 +35,7 @@ class ObjectDETR(DETR):
         drop_iou: queries without a target whose box overlaps no target by more than this IoU do not count in the
             class loss (DropLoss, arXiv 2301.11320); 0 counts all.
         freeze_backbone: change nothing of the CNN, neither weights nor BatchNorm statistics; of a vision
-        transformer
-            the pyramid, which nobody has pre-trained, learns.
+            transformer the pyramid, which nobody has pre-trained, learns.
         **detr_args: as for :class:`DETR`.
 
     Raises:

@@ -132,7 +132,7 @@ class DeformableTransformer(DetectionTransformer):
             raise ValueError("`two_stage` needs `box_refine`: set it to True.")
         if not 0 < class_prior < 1:
             raise ValueError(f"`class_prior` is {class_prior}: it must be between 0 and 1.")
-        if not 0 < proposal_size * 2 ** (num_levels - 1) < LARGEST_PROPOSAL:
+        if two_stage and not 0 < proposal_size * 2 ** (num_levels - 1) < LARGEST_PROPOSAL:
             raise ValueError(
                 f"`proposal_size` is {proposal_size}: it must be above 0 and, doubled from level to level "
                 f"(`num_levels` is {num_levels}), stay below {LARGEST_PROPOSAL}."
@@ -240,8 +240,8 @@ class DeformableTransformer(DetectionTransformer):
 
     def build_heads(self, num_logits: int) -> tuple[nn.Module, nn.Module]:
         if not self.box_refine:
-            one = class_head(self.hidden_dim, num_logits, prior=self.class_prior)
-            return one, box_head(self.hidden_dim, log_size=-2.0)
+            shared = class_head(self.hidden_dim, num_logits, prior=self.class_prior)
+            return shared, box_head(self.hidden_dim, log_size=-2.0)
         # The last of them are the encoder's.
         count = self.num_decoder_layers + self.two_stage
         classes = nn.ModuleList(
