@@ -45,8 +45,7 @@ def _plot_seeds(
             axes.plot(values, [place] * len(values), "o", alpha=0.7)
             axes.plot([float(np.mean(values))] * len(values), [place] * len(values), "|k", markersize=16)
     axes.set_yticks(range(len(results)), list(results))
-    axes.set(
-        xlabel=f"{metric}, a point for each seed; line: mean", xlim=(0, None), ylim=(len(results) - 0.5, -0.5)
-    )
+    axes.set(xlabel=f"{metric} of each seed, and mean", ylim=(len(results) - 0.5, -0.5))
+    axes.set_xlim(0, 1.05 * axes.get_xlim()[1])  # room for half a point
     axes.grid(axis="x", alpha=0.3)
     return figure
