@@ -289,7 +289,7 @@ def test_a_real_comparison_is_right_about_planted_starts(tmp_path, monkeypatch):
     subprocess.run([*command, str(converted)], check=True)
     arguments = ["--labels", write_labels(tmp_path, "train", count=24, side=128)]
     arguments += ["--test", write_labels(tmp_path, "test", count=12, seed=1, side=128)]
-    arguments += ["--detectors", FASTER_RCNN, "--starts", "cnn", "--rates", "1", "--iterations", "40"]
+    arguments += ["--detectors", FASTER_RCNN, "--starts", "cnn", "--rates", "1", "--iterations", "150"]
     arguments += ["--own-start", "copy", str(converted), "--own-start", "crippled", str(converted)]
     arguments += ["SOLVER.BASE_LR", "1e-7", "--weights", str(converted), "--output", str(tmp_path / "out")]
     assert compare.main([*arguments, "--", "SOLVER.IMS_PER_BATCH", "4"]) == 0
