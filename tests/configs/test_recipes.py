@@ -286,6 +286,7 @@ def test_few_labels_get_a_dense_signal():
     assert tuple(deformable.IN_FEATURES) == ("res4", "res5")
     assert (deformable.CENTER_RADIUS, deformable.PROPOSAL_NMS_THRESH) == (0.5, 0.7)
     assert (deformable.PROPOSAL_SIZE, deformable.CLASS_PRIOR) == (0.2, 0.1)
+    assert deformable.EXACT_VALID_RATIOS
     assert (cfg.MODEL.DENOISING.NUM_QUERIES, cfg.MODEL.DETR.NMS_THRESH) == (60, 0.6)
     assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER) == (8, 300)
     assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.BACKBONE_MULTIPLIER) == (0.001, 0.6)

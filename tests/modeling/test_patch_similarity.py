@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from updetr_d2.modeling.patch_similarity import PatchSimilarity, pool_boxes
 
 SIMILAR = ("MODEL.UPDETR.PATCH_SIMILARITY", True)
+WHOLE = torch.ones(1, 2)
 KINDS = pytest.mark.parametrize("options", [(), DINO], ids=["softmax", "focal"])
 
 
@@ -21,17 +22,17 @@ def quadrants() -> torch.Tensor:
 
 def test_boxes_are_pooled_where_they_are():
     boxes = torch.tensor([[[[0.25, 0.25, 0.25, 0.25], [0.75, 0.25, 0.25, 0.25], [0.5, 0.25, 1.0, 0.25]]]])
-    pooled = pool_boxes(quadrants(), None, boxes)
+    pooled = pool_boxes(quadrants(), WHOLE, boxes)
     torch.testing.assert_close(pooled[:2], torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
     assert pooled[2, 0] > 0.2 and pooled[2, 1] > 0.2
 
 
 def test_padding_changes_nothing():
     boxes = torch.rand(2, 1, 5, 4) * 0.4 + 0.25
-    padding = torch.ones(1, 12, 16, dtype=torch.bool)
-    padding[:, :8, :8] = False
     padded = F.pad(quadrants(), (0, 8, 0, 4), value=100.0)
-    torch.testing.assert_close(pool_boxes(padded, padding, boxes), pool_boxes(quadrants(), None, boxes))
+    torch.testing.assert_close(
+        pool_boxes(padded, torch.tensor([[8 / 16, 8 / 12]]), boxes), pool_boxes(quadrants(), WHOLE, boxes)
+    )
 
 
 def test_a_cosine_times_the_scale():
@@ -40,7 +41,7 @@ def test_a_cosine_times_the_scale():
     boxes = torch.tensor([[[0.25, 0.25, 0.2, 0.2]] * 4])[None]
     patches = torch.tensor([[[1.0, 0.0], [0.0, 5.0], [-2.0, 0.0], [1.0, 1.0]]])
     expected = module.scale * torch.tensor([[[1.0, 0.0, -1.0, 0.5**0.5]]])
-    torch.testing.assert_close(module(quadrants(), None, boxes, patches), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(module(quadrants(), WHOLE, boxes, patches), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_patches_are_standardized_over_the_batch():

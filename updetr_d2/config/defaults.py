@@ -222,6 +222,9 @@ def _add_model_config(cfg: CN) -> None:
     # Score of each class that a fresh class head gives. 0.01 suits 80 classes and hundreds of queries; in short
     # trainings of few classes and queries a larger one spares the way up.
     cfg.MODEL.DEFORMABLE.CLASS_PRIOR = 0.01
+    # Tell where tokens are from the sizes of the images in pixels, instead of from whole tokens as the official
+    # code: for small images, whose levels of stride 32 are a few tokens wide. Leave it off for official weights.
+    cfg.MODEL.DEFORMABLE.EXACT_VALID_RATIOS = False
 
     # --- Contrastive denoising (DINO, Section 3.3), for two stages and focal loss ---
     cfg.MODEL.DENOISING = CN()

@@ -35,11 +35,11 @@ class PatchSimilarity(nn.Module):
         counts = [len(each) for each in features]
         return list(_standardize(self.patch_norm, torch.cat(features)).split(counts))
 
-    def forward(self, features: Tensor, padding: Tensor | None, boxes: Tensor, patches: Tensor) -> Tensor:
+    def forward(self, features: Tensor, valid: Tensor, boxes: Tensor, patches: Tensor) -> Tensor:
         """
         Args:
             features: of the image ``[B, D, h, w]``.
-            padding: bool ``[B, h, w]``, True on padding, or None without padding.
+            valid: part (width, height) of the features that each image fills, ``[B, 2]`` or ``[1, 2]``.
             boxes: ``[L, B, N, 4]`` cxcywh as fractions of the image; they get no gradient.
             patches: standardized, ``[B, N, D]``, what each query looks for.
 
@@ -47,19 +47,17 @@ class PatchSimilarity(nn.Module):
             float32 ``[L, B, N]``, to be added to logits.
         """
         with torch.autocast(features.device.type, enabled=False):
-            shown = _standardize(self.box_norm, pool_boxes(features.float(), padding, boxes.detach().float()))
+            shown = _standardize(self.box_norm, pool_boxes(features.float(), valid, boxes.detach().float()))
             seen = F.normalize(self.proj(shown).view(*boxes.shape[:3], -1), dim=-1)
             wanted = F.normalize(self.proj(patches.float()), dim=-1)
             return self.scale * (seen * wanted).sum(dim=-1)
 
 
-def pool_boxes(features: Tensor, padding: Tensor | None, boxes: Tensor) -> Tensor:
+def pool_boxes(features: Tensor, valid: Tensor, boxes: Tensor) -> Tensor:
     """Mean features ``[L·B·N, D]`` of boxes; see :meth:`PatchSimilarity.forward`."""
     num_layers, batch_size, num_queries = boxes.shape[:3]
     height, width = features.shape[-2:]
-    sides = boxes.new_tensor([width, height]).expand(batch_size, 2)
-    if padding is not None:
-        sides = torch.stack([(~padding[:, 0]).sum(dim=1), (~padding[:, :, 0]).sum(dim=1)], dim=1).to(boxes)
+    sides = torch.stack([valid[:, 0] * width, valid[:, 1] * height], dim=1).expand(batch_size, -1)
     corners = cxcywh_to_xyxy(boxes) * sides.repeat(1, 2)[:, None]
     image = torch.arange(batch_size, device=boxes.device).to(boxes)[:, None, None]
     rois = torch.cat([image.expand(num_layers, batch_size, num_queries, 1), corners], dim=-1)

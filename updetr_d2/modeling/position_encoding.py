@@ -47,10 +47,15 @@ class SinePositionEncoding(nn.Module):
         valid = ~padding_mask
         y = valid.cumsum(dim=1).float()
         x = valid.cumsum(dim=2).float()
-        y = (y + self.offset) / (y[:, -1:, :] + self.eps) * self.scale
-        x = (x + self.offset) / (x[:, :, -1:] + self.eps) * self.scale
+        y = (y + self.offset) / (y[:, -1:, :] + self.eps)
+        x = (x + self.offset) / (x[:, :, -1:] + self.eps)
+        return self.encode(torch.stack([x, y], dim=-1)).permute(0, 3, 1, 2)
+
+    def encode(self, points: Tensor) -> Tensor:
+        """Points (x, y) as fractions of the image ``[..., 2]`` -> float32 ``[..., C]``."""
+        x, y = (points * self.scale).unbind(dim=-1)
         features = [sine_features(each, self.num_features, self.temperature) for each in (y, x)]
-        return torch.cat(features, dim=3).permute(0, 3, 1, 2)
+        return torch.cat(features, dim=-1)
 
 
 def sine_features(coordinate: Tensor, num_features: int, temperature: float = 10000.0) -> Tensor:

@@ -76,7 +76,8 @@ def test_padding_is_masked():
     queries = model.make_queries(())
 
     def states(padding):
-        pyramid = Pyramid({}, levels, [resize_padding(padding, levels[0].shape[-2:])], 0, (64, 128))
+        paddings = [resize_padding(padding, levels[0].shape[-2:])]
+        pyramid = Pyramid({}, levels, paddings, 0, (64, 128), padding)
         return model.transformer.decode(pyramid, queries, model.class_embed, model.bbox_embed).states
 
     padding = torch.zeros(2, 64, 128, dtype=torch.bool)

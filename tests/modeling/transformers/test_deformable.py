@@ -8,10 +8,12 @@ from detectron2.structures import BitMasks
 from helpers import DEFORMABLE, DINO, PANOPTIC_RESNET18, REFINE, TWO_STAGE, random_sample, tiny_model
 from torch import nn
 
-from updetr_d2.modeling.transformers import DeformableTransformer
-from updetr_d2.modeling.transformers.base import Queries
-from updetr_d2.modeling.transformers.deformable_layers import flatten_levels, inverse_sigmoid
+from updetr_d2.modeling.meta_arch.detr import resize_padding
+from updetr_d2.modeling.position_encoding import SinePositionEncoding, sine_features
+from updetr_d2.modeling.transformers.base import Pyramid, Queries
+from updetr_d2.modeling.transformers.deformable_decoder import DeformableDecoder, inverse_sigmoid
 from updetr_d2.modeling.transformers.proposals import best_tokens, token_proposals, with_patches
+from updetr_d2.modeling.transformers.tokens import flatten_levels
 
 FORMS = {"plain": DEFORMABLE, "refine": REFINE, "two-stage": TWO_STAGE, "dino": DINO}
 every_form = pytest.mark.parametrize("options", FORMS.values(), ids=FORMS)
@@ -31,14 +33,17 @@ def seeded_model(meta_architecture, *options):
 # --- Parts ---
 
 
-def levels_of(sizes, paddings=None):
-    levels = [torch.randn(1 if paddings is None else len(paddings[0]), 8, h, w) for h, w in sizes]
-    return flatten_levels(
-        levels,
-        [None] * len(sizes) if paddings is None else paddings,
-        lambda padding: torch.zeros(len(padding), 8, *padding.shape[1:]),
-        torch.zeros(len(sizes), 8),
+def levels_of(sizes, paddings=None, *, image_padding=None, coarsest=0, exact=False):
+    batch_size = 1 if paddings is None else len(paddings[0])
+    pyramid = Pyramid(
+        features={},
+        levels=[torch.randn(batch_size, 8, h, w) for h, w in sizes],
+        paddings=[None] * len(sizes) if paddings is None else paddings,
+        coarsest=coarsest,
+        image_size=(0, 0),
+        image_padding=image_padding,
     )
+    return flatten_levels(pyramid, SinePositionEncoding(8), torch.zeros(len(sizes), 8), exact=exact)
 
 
 def test_every_token_proposes_a_box_around_its_center():
@@ -82,6 +87,45 @@ def test_padded_tokens_and_those_near_the_edge_propose_nothing():
                 assert logits[image, x, 0].item() == pytest.approx(math.log(center / (1 - center)), abs=1e-4)
             else:
                 assert torch.isinf(logits[image, x]).all()
+
+
+def test_exact_places_of_tokens_are_where_their_features_come_from():
+    """Images of 104 x 139 and 160 x 96 px in a batch of 160 x 160: strides 16 and 32, and a further level."""
+    sizes = [(104, 139), (160, 96)]
+    image_padding = torch.stack([torch.ones(160, 160, dtype=torch.bool) for _ in sizes])
+    for padding, (height, width) in zip(image_padding, sizes):
+        padding[:height, :width] = False
+    levels = [(10, 10), (5, 5), (3, 3)]
+    paddings = [resize_padding(image_padding, shape) for shape in levels]
+    tokens = levels_of(levels, paddings, image_padding=image_padding, coarsest=1, exact=True)
+    pixels = [
+        ((x + 0.5) * stride, (y + 0.5) * stride)
+        for stride, (h, w) in zip((16, 32, 64), levels)
+        for y in range(h)
+        for x in range(w)
+    ]
+    for i, (height, width) in enumerate(sizes):
+        expected = torch.tensor(pixels) / torch.tensor([width, height])
+        torch.testing.assert_close(tokens.centers()[i], expected)
+        by_hand = torch.cat(
+            [sine_features(expected[:, k] * 2 * math.pi, 4) for k in (1, 0)], dim=-1
+        )  # y before x
+        torch.testing.assert_close(tokens.position[i], by_hand)
+        # The middle of the image is in the middle of it on each level, too.
+        middle = tokens.in_levels(torch.full((2, 1, 2), 0.5))[i, 0]
+        covered = torch.tensor([160.0, 160.0, 192.0])
+        torch.testing.assert_close(middle * covered[:, None], torch.tensor([[width / 2, height / 2]] * 3))
+
+
+def test_counted_places_of_tokens_are_the_official_ones():
+    """Of 104 rows in 128 all four tokens of stride 32 count, whatever they show."""
+    image_padding = torch.zeros(1, 128, 128, dtype=torch.bool)
+    image_padding[:, 104:] = True
+    paddings = [resize_padding(image_padding, (4, 4))]
+    counted = levels_of([(4, 4)], paddings, image_padding=image_padding)
+    exact = levels_of([(4, 4)], paddings, image_padding=image_padding, exact=True)
+    assert counted.valid.tolist() == [[[1.0, 1.0]]]
+    assert exact.valid.tolist() == [[[1.0, 104 / 128]]]
 
 
 def test_best_tokens_by_hand():
@@ -262,13 +306,13 @@ def test_boxes_are_trained_through_one_layer_or_two():
 def test_each_layer_starts_from_the_boxes_of_the_layer_before(monkeypatch):
     model = seeded_model("DETR", *REFINE).eval()
     references = []
-    move_boxes = DeformableTransformer.move_boxes
+    move_boxes = DeformableDecoder.move_boxes
 
     def spy(self, head, state, reference):
         references.append(reference)
         return move_boxes(self, head, state, reference)
 
-    monkeypatch.setattr(DeformableTransformer, "move_boxes", spy)
+    monkeypatch.setattr(DeformableDecoder, "move_boxes", spy)
     boxes = model.forward_heads([random_sample()])["pred_boxes"]
     assert references[0].shape == (1, 20, 2)
     torch.testing.assert_close(references[1], boxes[0])

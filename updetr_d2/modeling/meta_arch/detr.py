@@ -244,6 +244,7 @@ class DETR(nn.Module):
                 paddings=[resize_padding(image_padding, level.shape[-2:]) for level in levels],
                 coarsest=len(self.in_features) - 1,
                 image_size=(images.shape[-2], images.shape[-1]),
+                image_padding=image_padding,
             )
             queries = self.make_queries(batched_inputs)
             noised = None

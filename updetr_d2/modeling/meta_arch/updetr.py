@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from updetr_d2.modeling.device_patches import with_patches
-from updetr_d2.modeling.meta_arch.detr import output_sizes, resize_padding
+from updetr_d2.modeling.meta_arch.detr import output_sizes
 from updetr_d2.modeling.meta_arch.object_detr import ObjectDETR
 from updetr_d2.modeling.meta_arch.patch_queries import PatchQueryDETR
 from updetr_d2.modeling.outputs import Outputs
@@ -177,7 +177,7 @@ class UPDETR(ObjectDETR, PatchQueryDETR):
         features = pyramid.features[self.in_feature]
         similarity = self.patch_similarity(
             features,
-            resize_padding(pyramid.paddings[0], features.shape[-2:]),
+            pyramid.valid_part(),
             outputs.boxes,
             patches.repeat_interleave(self.group_size, dim=1)[:, : outputs.boxes.shape[2]],
         )[..., None]

@@ -112,6 +112,7 @@ class Pyramid:
         paddings: of each level bool ``[B, h, w]``, True on padding, or None without padding.
         coarsest: see ``levels``.
         image_size: (height, width) of the padded images.
+        image_padding: bool ``[B, H, W]``, True on padding, or None without padding.
     """
 
     features: dict[str, Tensor]
@@ -119,6 +120,19 @@ class Pyramid:
     paddings: list[Tensor | None]
     coarsest: int
     image_size: tuple[int, int]
+    image_padding: Tensor | None
+
+    def valid_part(self) -> Tensor:
+        """Share (width, height) of the padded images that each fills, float32 ``[B, 2]`` (or 1 for B)."""
+        if self.image_padding is None:
+            return torch.ones(1, 2, device=self.levels[0].device)
+        return valid_part(self.image_padding)
+
+
+def valid_part(padding: Tensor) -> Tensor:
+    """Share (width, height) of ``[B, H, W]`` that is no padding, float32 ``[B, 2]``."""
+    present = ~padding
+    return torch.stack([present[:, 0].float().mean(dim=1), present[:, :, 0].float().mean(dim=1)], dim=-1)
 
 
 class DetectionTransformer(nn.Module):

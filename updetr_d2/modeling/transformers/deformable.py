@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from updetr_d2.modeling.matcher import Matches
 from updetr_d2.modeling.one_to_many import match_centers
@@ -30,16 +28,12 @@ from updetr_d2.modeling.transformers.base import (
     in_float32,
 )
 from updetr_d2.modeling.transformers.deformable_attention import MultiScaleDeformableAttention
+from updetr_d2.modeling.transformers.deformable_decoder import DeformableDecoder, inverse_sigmoid
+from updetr_d2.modeling.transformers.deformable_encoder import DeformableEncoder
 from updetr_d2.modeling.transformers.deformable_heads import box_head, class_head, layer_head
-from updetr_d2.modeling.transformers.deformable_layers import (
-    DeformableDecoderLayer,
-    DeformableEncoderLayer,
-    LayerStack,
-    Tokens,
-    flatten_levels,
-    inverse_sigmoid,
-)
+from updetr_d2.modeling.transformers.deformable_layers import DeformableDecoderLayer, DeformableEncoderLayer
 from updetr_d2.modeling.transformers.denoising import denoising_mask
+from updetr_d2.modeling.transformers.level_projections import NORM_GROUPS, LevelProjections
 from updetr_d2.modeling.transformers.proposals import (
     LARGEST_PROPOSAL,
     DecoderInput,
@@ -49,11 +43,9 @@ from updetr_d2.modeling.transformers.proposals import (
     with_patches,
     without_duplicates,
 )
+from updetr_d2.modeling.transformers.tokens import Tokens, flatten_levels
 
 __all__ = ["DeformableTransformer"]
-
-# Groups of the norm behind each projection, as in the official code.
-_NORM_GROUPS = 32
 
 
 @TRANSFORMER_REGISTRY.register()
@@ -80,6 +72,7 @@ class DeformableTransformer(DetectionTransformer):
         proposal_size: in two stages, side of the boxes that tokens of the finest level start from, as a share of
             the image's, in (0, 1); twice as much in each further level.
         class_prior: score of each class that a fresh class head gives, in (0, 1).
+        exact_valid_ratios: see :func:`flatten_levels`.
         recompute_encoder, recompute_decoder: see :class:`Transformer`.
 
     Raises:
@@ -90,8 +83,7 @@ class DeformableTransformer(DetectionTransformer):
     # Of the encoding of image positions.
     position_temperature = 10000.0
     position_offset = -0.5
-    # Smallest distance of a box's coordinates from 0 and 1 that their logits tell.
-    eps = 1e-5
+    decoder_class: type[DeformableDecoder] = DeformableDecoder
 
     @configurable
     def __init__(
@@ -114,14 +106,15 @@ class DeformableTransformer(DetectionTransformer):
         center_radius: float = 0.0,
         proposal_size: float = 0.05,
         class_prior: float = 0.01,
+        exact_valid_ratios: bool = False,
         recompute_encoder: bool = False,
         recompute_decoder: bool = False,
     ) -> None:
         super().__init__()
-        if hidden_dim % num_heads or hidden_dim % _NORM_GROUPS:
+        if hidden_dim % num_heads or hidden_dim % NORM_GROUPS:
             raise ValueError(
                 f"`hidden_dim` ({hidden_dim}) must be a multiple of `num_heads` ({num_heads}) "
-                f"and, for a deformable transformer, of {_NORM_GROUPS}."
+                f"and, for a deformable transformer, of {NORM_GROUPS}."
             )
         if num_levels < len(in_features):
             raise ValueError(
@@ -149,8 +142,7 @@ class DeformableTransformer(DetectionTransformer):
         self.center_radius = center_radius
         self.proposal_size = proposal_size
         self.class_prior = class_prior
-        self.recompute_encoder = recompute_encoder
-        self.recompute_decoder = recompute_decoder
+        self.exact_valid_ratios = exact_valid_ratios
         self.position_encoding = SinePositionEncoding(
             hidden_dim, temperature=self.position_temperature, offset=self.position_offset
         )
@@ -163,8 +155,16 @@ class DeformableTransformer(DetectionTransformer):
             "dropout": dropout,
         }
         self.level_embed = nn.Parameter(torch.empty(num_levels, hidden_dim))
-        self.encoder = LayerStack(DeformableEncoderLayer(**layer_args) for _ in range(num_encoder_layers))
-        self.decoder = LayerStack(DeformableDecoderLayer(**layer_args) for _ in range(num_decoder_layers))
+        self.encoder = DeformableEncoder(
+            (DeformableEncoderLayer(**layer_args) for _ in range(num_encoder_layers)),
+            recompute=recompute_encoder,
+        )
+        self.decoder = self.decoder_class(
+            (DeformableDecoderLayer(**layer_args) for _ in range(num_decoder_layers)),
+            box_refine=box_refine,
+            look_forward_twice=look_forward_twice,
+            recompute=recompute_decoder,
+        )
         self.build_query_layers()
         self.reset_parameters()
 
@@ -189,6 +189,7 @@ class DeformableTransformer(DetectionTransformer):
             "center_radius": deformable.CENTER_RADIUS,
             "proposal_size": deformable.PROPOSAL_SIZE,
             "class_prior": deformable.CLASS_PRIOR,
+            "exact_valid_ratios": deformable.EXACT_VALID_RATIOS,
             "recompute_encoder": detr.RECOMPUTE_ENCODER,
             "recompute_decoder": detr.RECOMPUTE_DECODER,
         }
@@ -218,20 +219,7 @@ class DeformableTransformer(DetectionTransformer):
         nn.init.normal_(self.level_embed)
 
     def build_input_proj(self, channels: Sequence[int]) -> nn.ModuleList:
-        projections = [nn.Conv2d(each, self.hidden_dim, kernel_size=1) for each in channels]
-        in_channels = channels[-1]
-        for _ in range(self.num_levels - len(channels)):
-            projections.append(nn.Conv2d(in_channels, self.hidden_dim, kernel_size=3, stride=2, padding=1))
-            in_channels = self.hidden_dim
-        for conv in projections:
-            nn.init.xavier_uniform_(conv.weight)
-            if conv.bias is not None:
-                nn.init.zeros_(conv.bias)
-        # A level of a small image may be one token, and a group needs two values.
-        groups = min(_NORM_GROUPS, self.hidden_dim // 2)
-        return nn.ModuleList(
-            nn.Sequential(conv, nn.GroupNorm(groups, self.hidden_dim)) for conv in projections
-        )
+        return LevelProjections(channels, self.hidden_dim, num_levels=self.num_levels)
 
     def build_query_embed(self, num_queries: int) -> nn.Embedding | None:
         if not self.two_stage:
@@ -254,19 +242,13 @@ class DeformableTransformer(DetectionTransformer):
         return classes, boxes
 
     def project(self, input_proj: nn.Module, features: Sequence[Tensor]) -> list[Tensor]:
-        projections = list(input_proj.children())
-        levels = [proj(feature) for proj, feature in zip(projections, features)]
-        last = features[-1]
-        for proj in projections[len(features) :]:
-            last = proj(last)
-            levels.append(last)
-        return levels
+        return input_proj(features)
 
     def decode(
         self, pyramid: Pyramid, queries: Queries, class_embed: nn.Module, bbox_embed: nn.Module
     ) -> Decoded:
-        tokens = self.encode(
-            flatten_levels(pyramid.levels, pyramid.paddings, self.position_encoding, self.level_embed)
+        tokens = self.encoder(
+            flatten_levels(pyramid, self.position_encoding, self.level_embed, exact=self.exact_valid_ratios)
         )
         start = self.start_decoder(tokens, queries, class_embed, bbox_embed)
         attn_mask, num_noised = queries.attn_mask, 0
@@ -280,7 +262,7 @@ class DeformableTransformer(DetectionTransformer):
                 matching_mask=attn_mask,
             )
             start = self.put_before(queries.noised, start)
-        states, boxes = self.run_decoder(tokens, start, attn_mask, bbox_embed)
+        states, boxes = self.decoder(tokens, start, attn_mask, bbox_embed)
         logits = torch.stack([in_float32(layer_head(class_embed, i), s) for i, s in enumerate(states)])
         noised = None
         if num_noised:
@@ -293,17 +275,6 @@ class DeformableTransformer(DetectionTransformer):
             proposals=start.proposals,
             noised=noised,
         )
-
-    def encode(self, tokens: Tokens) -> Tokens:
-        """The tokens after the encoder."""
-        reference = tokens.reference_points()
-        values = tokens.values
-        for layer in self.encoder.layers:
-            if self.recompute_encoder and torch.is_grad_enabled():
-                values = checkpoint(layer, values, tokens, reference, use_reentrant=False)
-            else:
-                values = layer(values, tokens, reference)
-        return tokens.with_values(values)
 
     def start_decoder(
         self, tokens: Tokens, queries: Queries, class_embed: nn.Module, bbox_embed: nn.Module
@@ -364,7 +335,7 @@ class DeformableTransformer(DetectionTransformer):
         """Noised queries in front of the others."""
         position = start.position
         if position is not None:
-            noised_position, _ = self.embed_proposals(inverse_sigmoid(noised.boxes, self.eps))
+            noised_position, _ = self.embed_proposals(inverse_sigmoid(noised.boxes, self.decoder.eps))
             position = torch.cat([noised_position, position], dim=1)
         return DecoderInput(
             content=torch.cat([noised.content, start.content], dim=1),
@@ -372,54 +343,3 @@ class DeformableTransformer(DetectionTransformer):
             reference=torch.cat([noised.boxes, start.reference], dim=1),
             proposals=start.proposals,
         )
-
-    def run_decoder(
-        self, tokens: Tokens, start: DecoderInput, attn_mask: Tensor | None, bbox_embed: nn.Module
-    ) -> tuple[Tensor, Tensor]:
-        """States ``[L, B, N, C]`` and boxes ``[L, B, N, 4]`` of all layers."""
-        content, reference = start.content, start.reference
-        before = reference  # what the boxes of a layer are trained through
-        states, boxes = [], []
-        for i, layer in enumerate(self.decoder.layers):
-            position = self.query_position(start, tokens, reference)
-            run = functools.partial(
-                layer,
-                position=position,
-                reference=tokens.in_levels(reference),
-                tokens=tokens,
-                allowed=None if attn_mask is None else ~attn_mask,
-            )
-            if self.recompute_decoder and torch.is_grad_enabled():
-                content = checkpoint(run, content, use_reentrant=False)
-            else:
-                content = run(content)
-            state = self.normalize_state(content)
-            head = layer_head(bbox_embed, i)
-            boxes.append(self.move_boxes(head, state, before))
-            states.append(state)
-            if self.box_refine:
-                moved = (
-                    boxes[-1]
-                    if before is reference and state is content
-                    else self.move_boxes(head, content, reference)
-                )
-                reference = moved.detach()
-                before = moved if self.look_forward_twice else reference
-        return torch.stack(states), torch.stack(boxes)
-
-    def query_position(self, start: DecoderInput, tokens: Tokens, reference: Tensor) -> Tensor:
-        """Position ``[B, N, C]`` of the queries in a layer."""
-        assert start.position is not None  # only DINO has none, which overrides this
-        return start.position
-
-    def normalize_state(self, content: Tensor) -> Tensor:
-        """What the heads see of the queries."""
-        return content
-
-    def move_boxes(self, head: nn.Module, state: Tensor, reference: Tensor) -> Tensor:
-        """Boxes ``[B, N, 4]`` in [0, 1]: references, corrected by a head."""
-        with torch.autocast(state.device.type, enabled=False):
-            logits = inverse_sigmoid(reference.float(), self.eps)
-            if logits.shape[-1] == 2:
-                logits = F.pad(logits, (0, 2))
-            return (head(state.float()) + logits).sigmoid()

@@ -14,11 +14,31 @@ from updetr_d2.modeling.outputs import AuxiliaryOutputs, Outputs
 from updetr_d2.modeling.position_encoding import sine_features
 from updetr_d2.modeling.transformers.base import TRANSFORMER_REGISTRY, Queries, in_float32
 from updetr_d2.modeling.transformers.deformable import DeformableTransformer
+from updetr_d2.modeling.transformers.deformable_decoder import DeformableDecoder
 from updetr_d2.modeling.transformers.deformable_heads import box_head, class_head
-from updetr_d2.modeling.transformers.deformable_layers import Tokens
 from updetr_d2.modeling.transformers.proposals import DecoderInput, gather_tokens, with_patches
+from updetr_d2.modeling.transformers.tokens import Tokens
 
 __all__ = ["DINOTransformer"]
+
+
+class DINODecoder(DeformableDecoder):
+    """A decoder that computes positions from the boxes in each layer, and whose heads see normalized queries."""
+
+    eps = 1e-3
+    norm: nn.LayerNorm
+    ref_point_head: MLP
+
+    def query_position(self, start: DecoderInput, tokens: Tokens, reference: Tensor) -> Tensor:
+        with torch.autocast(reference.device.type, enabled=False):
+            coordinates = tokens.in_levels(reference)[:, :, 0] * (2 * math.pi)
+            x, y, width, height = coordinates.unbind(dim=-1)
+            ordered = torch.stack([y, x, width, height], dim=-1)
+            features = sine_features(ordered, start.content.shape[-1] // 2).flatten(2)
+        return self.ref_point_head(features)
+
+    def normalize_state(self, content: Tensor) -> Tensor:
+        return self.norm(content)
 
 
 @TRANSFORMER_REGISTRY.register()
@@ -34,7 +54,8 @@ class DINOTransformer(DeformableTransformer):
 
     position_temperature = 20.0
     position_offset = 0.0
-    eps = 1e-3
+    decoder_class = DINODecoder
+    decoder: DINODecoder
 
     def build_query_layers(self) -> None:
         parts = {
@@ -73,14 +94,3 @@ class DINOTransformer(DeformableTransformer):
         else:
             proposals = AuxiliaryOutputs(Outputs(logits[None], box_logits.sigmoid()[None]), assign=assign)
         return DecoderInput(with_patches(content, queries), None, chosen.detach().sigmoid(), proposals)
-
-    def query_position(self, start: DecoderInput, tokens: Tokens, reference: Tensor) -> Tensor:
-        with torch.autocast(reference.device.type, enabled=False):
-            coordinates = tokens.in_levels(reference)[:, :, 0] * (2 * math.pi)
-            x, y, width, height = coordinates.unbind(dim=-1)
-            ordered = torch.stack([y, x, width, height], dim=-1)
-            features = sine_features(ordered, self.hidden_dim // 2).flatten(2)
-        return self.decoder.ref_point_head(features)
-
-    def normalize_state(self, content: Tensor) -> Tensor:
-        return self.decoder.norm(content)

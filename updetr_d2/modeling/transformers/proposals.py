@@ -12,7 +12,7 @@ from torchvision.ops import batched_nms
 from updetr_d2.modeling.box_ops import cxcywh_to_xyxy
 from updetr_d2.modeling.outputs import AuxiliaryOutputs
 from updetr_d2.modeling.transformers.base import Queries
-from updetr_d2.modeling.transformers.deformable_layers import Tokens
+from updetr_d2.modeling.transformers.tokens import Tokens
 
 # A token whose box has a coordinate nearer to 0 or 1 makes no proposal.
 _ANCHOR_MARGIN = 0.01
