@@ -31,12 +31,20 @@ class Composer:
         photographs: backgrounds; those with the label "" are no segment.
         size: width and height of a scene, px.
         seed: which family of scenes, >= 0.
+        thing_classes: names of the classes.
     """
 
     def __init__(
-        self, *, stamps: Sequence[Asset], photographs: Sequence[Asset], size: int, seed: int
+        self,
+        *,
+        stamps: Sequence[Asset],
+        photographs: Sequence[Asset],
+        size: int,
+        seed: int,
+        thing_classes: Sequence[str] = THING_CLASSES,
     ) -> None:
         self.size = size
+        self.thing_classes = tuple(thing_classes)
         self.seed = seed
         self.photos = [(asset.label, _read_photo(asset, round(size * PHOTO_SCALE))) for asset in photographs]
         # Classes are equally likely, not stamps.
@@ -68,12 +76,12 @@ class Composer:
             else:
                 segment_map[visible] = 0
         segments = [
-            segment(segment_map == i, i, THING_CLASSES.index(label), isthing=True)
+            segment(segment_map == i, i, self.thing_classes.index(label), isthing=True)
             for i, label in enumerate(labels, start=1)
         ]
         background = segment_map == 0
         if stuff and background.any():
-            category = len(THING_CLASSES) + STUFF_CLASSES.index(stuff)
+            category = len(self.thing_classes) + STUFF_CLASSES.index(stuff)
             segments.append(segment(background, len(segments) + 1, category, isthing=False))
             segment_map[background] = len(segments)
         canvas = canvas + rng.uniform(0, 5) * rng.standard_normal((self.size, self.size, 1))

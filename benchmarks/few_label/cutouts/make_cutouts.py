@@ -9,6 +9,7 @@ depend on how many there are: the 500 scenes of train_500 are the first 500 of t
 """
 
 import argparse
+import dataclasses
 import shutil
 import time
 from collections import Counter
@@ -21,6 +22,8 @@ from updetr_d2.data.scenes.files import write_scenes
 SEEDS = {"pretrain": 0, "train": 1, "val": 2, "pretrain_val": 3}
 # Which split's assets a folder is composed of.
 ASSETS_OF = {"pretrain_val": "val"}
+# What objects of no class are called where they have to have a name.
+OTHER = "other"
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -36,6 +39,12 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--size", type=int, default=128, help="side of a scene, px (default: %(default)s)")
     parser.add_argument("--pretrain", type=int, default=20000, help="unlabeled scenes (default: %(default)s)")
+    parser.add_argument(
+        "--pretrain-labels",
+        action="store_true",
+        help=f"write annotations of the scenes for pre-training, too, as an upper bound of what can be learned "
+        f'from them; objects of no class are "{OTHER}"',
+    )
     parser.add_argument("--train", type=int, nargs="+", default=[500, 2000], help="labeled training scenes")
     parser.add_argument("--val", type=int, default=400, help="scenes of each validation set")
     return parser
@@ -47,11 +56,24 @@ def main(args: argparse.Namespace) -> None:
     wanted = [("pretrain", "pretrain", args.pretrain), ("pretrain_val", "pretrain_val", args.val)]
     wanted += [(f"train_{count}", "train", count) for count in args.train] + [("val", "val", args.val)]
     for name, family, count in wanted:
-        write_split(args.output / name, family=family, count=count, size=args.size, pictures=pictures)
+        write_split(
+            args.output / name,
+            family=family,
+            count=count,
+            size=args.size,
+            pictures=pictures,
+            labeled=args.pretrain_labels or not family.startswith("pretrain"),
+        )
 
 
 def write_split(
-    folder: Path, *, family: str, count: int, size: int, pictures: dict[str, list[assets.Asset]]
+    folder: Path,
+    *,
+    family: str,
+    count: int,
+    size: int,
+    pictures: dict[str, list[assets.Asset]],
+    labeled: bool,
 ) -> None:
     """Compose the first ``count`` scenes of a family into a folder unless it is there, complete."""
     if folder.is_dir():
@@ -60,15 +82,21 @@ def write_split(
     start = time.perf_counter()
     dealt = {kind: assets.deal(found, ASSETS_OF.get(family, family)) for kind, found in pictures.items()}
     per_class = Counter(asset.label or "other" for asset in dealt["stamps"])
-    composer = composition.Composer(**dealt, size=size, seed=SEEDS[family])
+    thing_classes = catalog.THING_CLASSES
+    if family.startswith("pretrain") and labeled:
+        thing_classes = (*thing_classes, OTHER)
+        dealt["stamps"] = [
+            dataclasses.replace(stamp, label=stamp.label or OTHER) for stamp in dealt["stamps"]
+        ]
+    composer = composition.Composer(**dealt, size=size, seed=SEEDS[family], thing_classes=thing_classes)
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     write_scenes(
         unfinished,
         range(count),
         composer,
-        labeled=not family.startswith("pretrain"),
-        thing_classes=catalog.THING_CLASSES,
+        labeled=labeled,
+        thing_classes=thing_classes,
         stuff_classes=catalog.STUFF_CLASSES,
     )
     unfinished.rename(folder)
