@@ -67,6 +67,17 @@ def test_a_clear_winner_is_named_with_its_interval():
     assert "interval" in verdict.sentences[0] and "paired over 3 seeds" in verdict.sentences[0]
 
 
+def test_nothing_is_said_twice():
+    """Three contestants, the best of which is better than both others; one of them is its baseline."""
+    verdict = judge(
+        [scores("base", 40, 41, 42), scores("other", 44, 45.1, 46), scores("best", 50, 51.1, 52)],
+        iterations=300,
+    )
+    told = " ".join(verdict.sentences)
+    assert "detector best pays" in told
+    assert "detector best is better than detector base" not in told
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_nothing_wins_inside_the_spread(seed):
     """Contestants with one and the same mean: whoever has won must have an interval without 0."""

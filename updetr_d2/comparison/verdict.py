@@ -170,10 +170,11 @@ def judge(scores: Sequence[Scores], *, iterations: int) -> Verdict:
     tied = [best, *(by_name[c.second] for c in against_best if c.outcome != BETTER)]
     kind, use, first = _first_sentence(best, scores, against_best, tied)
     answers = [_answer(each, titles) for each in against_baseline]
+    answered = {each.second for each in against_baseline if each.first == best.name}
     rest = [
         f"{best.title} is better than {titles[each.second]} by {each.words()}."
         for each in against_best
-        if each.outcome == BETTER and titles[each.second] not in first
+        if each.outcome == BETTER and titles[each.second] not in first and each.second not in answered
     ]
     failed = [
         f"{each.title}: {missing} of {len(each.ap)} trainings failed."

@@ -49,20 +49,16 @@ def _packages(tmp_path_factory) -> Path:
     return root
 
 
+def make_cutouts(output, packages, *options):
+    command = [sys.executable, "-m", "benchmarks.few_label.cutouts.make_cutouts", "--size", SIZE]
+    command += ["--output", output, "--assets", packages, *options]
+    subprocess.run([str(part) for part in command], check=True, cwd=TOOLS.parent)
+
+
 @pytest.fixture(name="data", scope="module")
 def _data(packages, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("cutouts")
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.few_label.cutouts.make_cutouts",
-        "--output",
-        output,
-        "--assets",
-        packages,
-    ]
-    counts = ["--size", SIZE, "--pretrain", 30, "--train", 12, 20, "--val", 10]
-    subprocess.run([str(part) for part in command + counts], check=True, cwd=TOOLS.parent)
+    make_cutouts(output, packages, "--pretrain", 30, "--train", 12, 20, "--val", 10)
     return output
 
 
@@ -159,3 +155,17 @@ def test_a_package_that_cannot_be_fetched_is_named_with_the_way_out(tmp_path, mo
     with pytest.raises(RuntimeError, match=r"tuxpaint-stamps-default cannot be fetched.*by hand"):
         assets.fetch(catalog.STAMPS, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_labels_of_scenes_for_pretraining_change_no_pixel_and_name_every_object(packages, data, tmp_path):
+    make_cutouts(
+        tmp_path / "labeled", packages, "--pretrain", 10, "--train", 1, "--val", 1, "--pretrain-labels"
+    )
+    labeled = tmp_path / "labeled" / "pretrain"
+    assert not (data / "pretrain" / "instances.json").exists()
+    for image in sorted((labeled / "images").iterdir()):
+        assert image.read_bytes() == (data / "pretrain" / "images" / image.name).read_bytes()
+    content = json.loads((labeled / "instances.json").read_text())
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    found = {names[annotation["category_id"]] for annotation in content["annotations"]}
+    assert "other" in found and found & set(COLORS)

@@ -20,7 +20,7 @@ class DecodingTimeoutError(Exception):
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How image files are read; the keys and their reasons stand in ``config/defaults.py``.
+    """How image files are read; the keys and their reasons stand in ``config/input_defaults.py``.
 
     Attributes:
         max_pixels: images with more pixels are refused (``INPUT.MAX_PIXELS``).
