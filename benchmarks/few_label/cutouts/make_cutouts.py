@@ -82,7 +82,7 @@ def write_split(
     start = time.perf_counter()
     dealt = {kind: assets.deal(found, ASSETS_OF.get(family, family)) for kind, found in pictures.items()}
     per_class = Counter(asset.label or "other" for asset in dealt["stamps"])
-    thing_classes = catalog.THING_CLASSES
+    thing_classes: tuple[str, ...] = catalog.THING_CLASSES
     if family.startswith("pretrain") and labeled:
         thing_classes = (*thing_classes, OTHER)
         dealt["stamps"] = [
