@@ -66,7 +66,7 @@ def contestants_of(
     """Every detector with every start that suits it, in the order of the starts.
 
     Args:
-        configs: of the detectors; pre-training and COCO weights of the command line are those of the first.
+        configs: of the detectors; pre-training, COCO weights and starts of the command line are those of the first.
         starts: by name.
         pretrain_config: in the place of the registry's.
         all_must_suit: whether a start that suits no detector is an error.
@@ -84,7 +84,7 @@ def contestants_of(
             start = dataclasses.replace(
                 start, pretraining={detectors[0]: pretrain_config}, detectors=(detectors[0],)
             )
-        if start.weights == "coco_weights":
+        if start.weights == "coco_weights" or name not in STARTS:
             start = dataclasses.replace(start, detectors=(detectors[0],))
         suited = [detector for detector in detectors if start.suits(detector)]
         if not suited and all_must_suit:

@@ -105,5 +105,4 @@ class DeformableDecoder(nn.Module):
 
 def inverse_sigmoid(x: Tensor, eps: float) -> Tensor:
     """Logits of values in [0, 1], with distances from 0 and 1 of at least ``eps``."""
-    x = x.clamp(0, 1)
-    return (x.clamp(min=eps) / (1 - x).clamp(min=eps)).log()
+    return (x.clamp(eps, 1) / (1 - x).clamp(eps, 1)).log()
