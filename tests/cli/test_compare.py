@@ -88,6 +88,13 @@ def test_copies_come_out_as_noise_and_a_cripple_as_worse(world, tmp_path, capsys
     assert verdict["sentences"][0] in shown and "crippled is worse than" in shown
 
 
+def test_a_start_of_ones_own_is_for_the_first_detector(world, tmp_path):
+    arguments = [*world, "--starts", "cnn", "--rates", "1", *own_start(tmp_path, "mine", "40 x")]
+    assert compare.main(arguments) == 0
+    names = {f"{c['detector']} {c['start']}" for c in read(tmp_path)["contestants"]}
+    assert names == {f"{FEW_LABEL} cnn", f"{FEW_LABEL} mine", f"{FASTER_RCNN} cnn"}
+
+
 def test_rates_are_chosen_on_held_out_labels_alone(world, tmp_path):
     arguments = [*world, "--starts", "cnn", "--detectors", FASTER_RCNN, "--rates", "0.5", "1", "10"]
     assert compare.main([*arguments, "--percent", "50", "100"]) == 0

@@ -105,4 +105,4 @@ class DeformableDecoder(nn.Module):
 
 def inverse_sigmoid(x: Tensor, eps: float) -> Tensor:
     """Logits of values in [0, 1], with distances from 0 and 1 of at least ``eps``."""
-    return (x.clamp(eps, 1) / (1 - x).clamp(eps, 1)).log()
+    return (x.clamp(eps, 1.0) / (1 - x).clamp(eps, 1.0)).log()
