@@ -66,7 +66,7 @@ def contestants_of(
     """Every detector with every start that suits it, in the order of the starts.
 
     Args:
-        configs: of the detectors; pre-training, COCO weights and starts of the command line are those of the first.
+        configs: of the detectors; pre-training, COCO weights and own starts are those of the first.
         starts: by name.
         pretrain_config: in the place of the registry's.
         all_must_suit: whether a start that suits no detector is an error.
