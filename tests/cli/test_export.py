@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import random_sample, tiny_cfg, tiny_model
+from helpers import DINO, random_sample, tiny_cfg, tiny_model
 from PIL import Image
 
 from updetr_d2.cli import export
@@ -104,3 +104,9 @@ def test_models_of_other_kinds_and_incomplete_weights_are_refused(tool, tmp_path
     assert tool.main([*command(tmp_path), "MODEL.WEIGHTS", ""]) == 1
     assert "MODEL.WEIGHTS is empty" in capsys.readouterr().err
     assert not (tmp_path / "sub").exists()
+
+
+def test_deformable_models_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="DINOTransformer .* cannot be exported yet"):
+        export.export_onnx(tiny_model("DETR", *DINO), str(tmp_path / "model.onnx"))
+    assert not list(tmp_path.iterdir())

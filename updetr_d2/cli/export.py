@@ -13,7 +13,7 @@ Outputs:
 
 Resize as in training first (INPUT.MIN_SIZE_TEST, INPUT.MAX_SIZE_TEST). The file's metadata hold the channel
 order, those sizes, the class names where known, and the number that height and width must be multiples of.
-Needs torch >= 2.6, onnx and onnxscript. Of a PanopticDETR the boxes can be exported (MODEL.META_ARCHITECTURE
+Needs torch >= 2.6, onnx and onnxscript. Deformable DETR and DINO cannot be exported yet. Of a PanopticDETR the boxes can be exported (MODEL.META_ARCHITECTURE
 DETR), a UPDETR not at all.
 """
 
@@ -67,6 +67,11 @@ def export_onnx(model: nn.Module, path: str, *, metadata: dict[str, str] | None 
         raise ValueError(
             f"{type(model.backbone).__name__} (MODEL.BACKBONE.NAME) takes the images of a batch one by one, which "
             "ONNX cannot hold: models with a CNN can be exported."
+        )
+    if model.transformer.in_features:
+        raise ValueError(
+            f"{type(model.transformer).__name__} (MODEL.TRANSFORMER.NAME) cannot be exported yet: ONNX Runtime does "
+            "not run what comes out. Models with DETR's transformer can be exported."
         )
     divisor = max(model.backbone.size_divisibility, 1)
     wrapper = TensorDETR(model.cpu()).eval()

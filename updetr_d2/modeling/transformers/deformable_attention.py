@@ -245,8 +245,6 @@ def _padded_table(value: Tensor) -> Tensor:
 
 def _weighted_rows(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
     """Σ weight · row of the table: ``[N, D]``, ``[R, 4, P]``, ``[R, 4, P]`` -> ``[R, D]``."""
-    if torch.compiler.is_exporting():  # bags become loops in ONNX
-        return (table[rows.flatten(1)] * weights.flatten(1)[..., None]).sum(dim=1)
     return F.embedding_bag(rows.flatten(1), table, mode="sum", per_sample_weights=weights.flatten(1))
 
 
