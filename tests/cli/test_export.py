@@ -107,6 +107,6 @@ def test_models_of_other_kinds_and_incomplete_weights_are_refused(tool, tmp_path
 
 
 def test_deformable_models_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="DINOTransformer .* cannot be exported yet"):
+    with pytest.raises(ValueError, match=r"DINOTransformer .* cannot be exported yet"):
         export.export_onnx(tiny_model("DETR", *DINO), str(tmp_path / "model.onnx"))
     assert not list(tmp_path.iterdir())

@@ -13,8 +13,8 @@ Outputs:
 
 Resize as in training first (INPUT.MIN_SIZE_TEST, INPUT.MAX_SIZE_TEST). The file's metadata hold the channel
 order, those sizes, the class names where known, and the number that height and width must be multiples of.
-Needs torch >= 2.6, onnx and onnxscript. Deformable DETR and DINO cannot be exported yet. Of a PanopticDETR the boxes can be exported (MODEL.META_ARCHITECTURE
-DETR), a UPDETR not at all.
+Needs torch >= 2.6, onnx and onnxscript. Of a PanopticDETR the boxes can be exported (MODEL.META_ARCHITECTURE
+DETR), a UPDETR not at all, and Deformable DETR and DINO not yet.
 """
 
 import argparse
@@ -70,8 +70,8 @@ def export_onnx(model: nn.Module, path: str, *, metadata: dict[str, str] | None 
         )
     if model.transformer.in_features:
         raise ValueError(
-            f"{type(model.transformer).__name__} (MODEL.TRANSFORMER.NAME) cannot be exported yet: ONNX Runtime does "
-            "not run what comes out. Models with DETR's transformer can be exported."
+            f"{type(model.transformer).__name__} (MODEL.TRANSFORMER.NAME) cannot be exported yet: ONNX "
+            "Runtime does not run what comes out. Models with DETR's transformer can be exported."
         )
     divisor = max(model.backbone.size_divisibility, 1)
     wrapper = TensorDETR(model.cpu()).eval()
