@@ -95,6 +95,19 @@ def test_a_sample_does_not_depend_on_its_batch_mates():
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
 
 
+def test_boxes_are_pooled_in_pixels_of_the_image(monkeypatch):
+    """An image of 40 rows in a batch of 64 fills 40 / 64 of the features, not two of their tokens."""
+    model = tiny_model("UPDETR", *SIMILAR).eval()
+    seen = []
+    forward = model.patch_similarity.forward
+    monkeypatch.setattr(
+        model.patch_similarity, "forward", lambda *args: seen.append(args[1]) or forward(*args)
+    )
+    with torch.no_grad():
+        model.forward_heads([random_sample(64, 64, num_patches=2), random_sample(40, 64, num_patches=2)])
+    torch.testing.assert_close(seen[0], torch.tensor([[1.0, 1.0], [1.0, 40 / 64]]))
+
+
 def test_without_the_key_there_is_none():
     assert not any("patch_similarity" in name for name in tiny_model("UPDETR").state_dict())
     assert "patch_similarity" in tiny_model("UPDETR").pretraining_only

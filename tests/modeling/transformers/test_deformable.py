@@ -128,6 +128,20 @@ def test_counted_places_of_tokens_are_the_official_ones():
     assert exact.valid.tolist() == [[[1.0, 104 / 128]]]
 
 
+@pytest.mark.parametrize("options", [TWO_STAGE, DINO], ids=["two-stage", "dino"])
+@torch.no_grad()
+def test_the_key_moves_boxes_of_images_that_end_within_a_token_alone(options):
+    """Of 32 px: the second image ends at 112 rows, the first fills whole tokens."""
+    exact = seeded_model("DETR", *options, "MODEL.DEFORMABLE.EXACT_VALID_RATIOS", True).eval()
+    counted = seeded_model("DETR", *options).eval()
+    counted.load_state_dict(exact.state_dict())
+    batch = [random_sample(128, 128), random_sample(112, 128)]
+    boxes = [model.forward_heads(batch)["pred_boxes"][-1] for model in (exact, counted)]
+    assert (boxes[0][1] - boxes[1][1]).abs().max() > 1e-3
+    if options is TWO_STAGE:  # DINO encodes the positions of tokens half a token further
+        torch.testing.assert_close(boxes[0][0], boxes[1][0], atol=1e-4, rtol=1e-4)
+
+
 def test_best_tokens_by_hand():
     scores = torch.tensor([[0.1, 0.9, 0.5, 0.7], [0.8, 0.2, 0.6, 0.4]])
     assert best_tokens(scores, Queries(None, 2)).tolist() == [[1, 3], [0, 2]]
