@@ -16,6 +16,7 @@ from PIL import Image
 from tiny_coco import forget_runs
 
 from updetr_d2.cli import compare, compare_page
+from updetr_d2.cli.proposals import get_parser as get_proposals_parser
 from updetr_d2.comparison.jobs import Jobs
 from updetr_d2.comparison.starts import DETECTORS, FASTER_RCNN, FEW_LABEL, STARTS
 from updetr_d2.config.files import get_config
@@ -179,6 +180,46 @@ def test_pre_training_is_made_once_and_starts_its_detector(world, tmp_path):
         assert weights == str(pretraining / "model_final.pth" if pretrained else tmp_path / "weights")
 
 
+def pretraining_of(tmp_path: Path, arguments: list[str], opts: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Options of a comparison's pre-training, and the arguments that made its boxes."""
+    arguments = [*arguments, "--unlabeled", f"folder:{tmp_path}/train", "--starts", "pretrained"]
+    assert compare.main([*arguments, "--rates", "1", "--seeds", "1", "--", *opts]) == 0
+    (folder,) = (tmp_path / "out" / "pretraining").iterdir()
+    command = json.loads((folder / "done.json").read_text())["command"]
+    made = folder / "boxes.npz"
+    proposals = json.loads(made.read_text()) if made.exists() else []
+    return dict(zip(command[4::2], command[5::2])), proposals
+
+
+def test_pre_training_learns_boxes_of_features_in_clusters(world, tmp_path):
+    options, proposals = pretraining_of(tmp_path, world, [])
+    parsed = vars(get_proposals_parser().parse_intermixed_args(proposals[1:]))
+    assert options["INPUT.PROPOSALS.FILE"] == str(parsed["output"])
+    recipe = get_config(STARTS["pretrained"].pretraining[FEW_LABEL])
+    assert recipe.INPUT.PROPOSALS.CLUSTERS and parsed["cluster"] == 32 and parsed["source"] == "features"
+    assert (
+        parsed["boxes"] == recipe.INPUT.PROPOSALS.MAX_BOXES and parsed["images"] == f"folder:{tmp_path}/train"
+    )
+    assert parsed["opts"] == ["MODEL.WEIGHTS", str(tmp_path / "weights")]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "opts", "file"),
+    [
+        ("few_label_lite0_pretrain", [], "out/pretraining/few_label_lite0_pretrain/boxes.npz"),
+        ("few_label_lite0_pretrain", ["INPUT.PROPOSALS.FILE", "mine.npz"], "mine.npz"),
+        ("few_label_lite0_pretrain_patches", [], None),
+    ],
+)
+def test_boxes_are_made_where_objects_are_learned_and_none_are_given(world, tmp_path, recipe, opts, file):
+    options, proposals = pretraining_of(
+        tmp_path, [*world, "--pretrain-config", f"custom/{recipe}.yaml"], opts
+    )
+    assert bool(proposals) == bool(file and "out" in file) and "--cluster" not in proposals
+    given = options.get("INPUT.PROPOSALS.FILE")
+    assert given == (str(tmp_path / file) if proposals else file)
+
+
 @pytest.mark.parametrize(
     ("rates", "next_stage"), [(["1"], "Measured trainings"), (["0.5", "1"], "Learning rates, chosen")]
 )
@@ -186,7 +227,7 @@ def test_what_needs_no_pre_training_does_not_wait_for_it(world, tmp_path, capsys
     arguments = [*world, "--unlabeled", f"folder:{tmp_path}/train", "--starts", "cnn", "pretrained"]
     assert compare.main([*arguments, "--rates", *rates, "--seeds", "1", "2"]) == 0
     first, rest = capsys.readouterr().out.split(f"=== {next_stage}")
-    assert "pre-training few_label_lite0_pretrain: done" in first
+    assert "pre-training few_label_lite0_pretrain_clusters: done" in first
     done = [line for line in first.splitlines() if "lite0 from CNN weights alone" in line and line[0] != " "]
     assert len(done) == 4  # of two detectors: two seeds, or two rates
     assert "from our pre-training" not in first and "from our pre-training" in rest

@@ -1,7 +1,8 @@
 """In the place of ``updetr``: leaves what a training leaves; its AP depends on weights, rate and seed.
 
 The file of weights says how good the start is, in percent; "hang" in it waits once, "fail" fails at once,
-"stopped" and "diverge" after it has begun.
+"stopped" and "diverge" after it has begun. A call of ``proposals`` writes its arguments, and fails with weights
+that say "no boxes".
 """
 
 import ast
@@ -14,7 +15,20 @@ from pathlib import Path
 import yaml
 
 
+def make_proposals(arguments: list[str]) -> int:
+    output = Path(arguments[arguments.index("--output") + 1])
+    with open(output.with_name("proposals_calls"), "a") as calls:
+        calls.write("call\n")
+    if "no boxes" in Path(arguments[arguments.index("MODEL.WEIGHTS") + 1]).read_text():
+        print("error: no image could be used")
+        return 1
+    output.write_text(json.dumps(arguments))
+    return 0
+
+
 def main(arguments: list[str]) -> int:
+    if arguments[0] == "proposals":
+        return make_proposals(arguments)
     pairs = arguments[arguments.index("--resume") + 1 :]
     options = dict(zip(pairs[::2], pairs[1::2]))
     folder = Path(options["OUTPUT_DIR"])

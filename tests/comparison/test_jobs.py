@@ -1,5 +1,6 @@
 """Trainings as processes: what is done stays, what was killed goes on, what fails is told or ends all."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -12,8 +13,9 @@ import pytest
 
 from updetr_d2.comparison import jobs as module
 from updetr_d2.comparison.jobs import Jobs, TimeLeft, TrainingError, duration, is_done, read_done
-from updetr_d2.comparison.plan import Training
+from updetr_d2.comparison.plan import PROPOSALS, Training
 from updetr_d2.comparison.results import read_measured
+from updetr_d2.data.proposals.making import parts_folder
 
 PROGRAM = (sys.executable, str(Path(__file__).with_name("fake_training.py")))
 
@@ -98,6 +100,44 @@ def test_one_that_fails_at_its_start_ends_everything_with_its_reason(training, j
     with pytest.raises(TrainingError, match=r"ValueError: these weights are bad.*console\.log"):
         jobs().run([training("a", "fail"), training("b")])
     assert not (training("b").folder / module.DONE).exists()
+
+
+def with_proposals(training: Training) -> Training:
+    weights = training.options[training.options.index("MODEL.WEIGHTS") + 1]
+    output = str(training.folder / PROPOSALS)
+    arguments = ("proposals", "folder:photos", "--output", output, "MODEL.WEIGHTS", weights)
+    return dataclasses.replace(training, proposals=arguments)
+
+
+def test_boxes_are_made_before_their_training_and_once(training, jobs):
+    one = with_proposals(training("a"))
+    jobs().run([one])
+    assert json.loads((one.folder / PROPOSALS).read_text()) == list(one.proposals)
+    for name in (module.DONE, "model_final.pth"):
+        (one.folder / name).unlink()
+    jobs().run([one])
+    assert calls(one) == 2 and (one.folder / "proposals_calls").read_text() == "call\n"
+
+
+def test_a_training_whose_boxes_cannot_be_made_is_not_begun(training, jobs):
+    one = with_proposals(training("a", "40 no boxes"))
+    with pytest.raises(TrainingError, match=r"error: no image could be used.*console\.log"):
+        jobs().run([one])
+    assert not (one.folder / "calls").exists()
+
+
+def test_boxes_in_the_making_of_a_killed_comparison_are_waited_for(training, jobs):
+    one = with_proposals(training("a"))
+    parts = parts_folder(one.folder / PROPOSALS)
+    parts.mkdir(parents=True)
+    hold = "import sys, time; from updetr_d2.engine.run_lock import lock_output_dir; "
+    hold += "lock_output_dir(sys.argv[1]); print(1, flush=True); time.sleep(1.5); open(sys.argv[2], 'w')"
+    ended = one.folder / "ended"
+    orphan = subprocess.Popen([sys.executable, "-c", hold, str(parts), str(ended)], stdout=subprocess.PIPE)
+    orphan.stdout.readline()
+    jobs().run([one])
+    assert orphan.wait() == 0 and calls(one) == 1
+    assert ended.stat().st_mtime_ns < (one.folder / PROPOSALS).stat().st_mtime_ns
 
 
 def test_one_that_diverges_is_left_out(training, jobs):

@@ -191,7 +191,7 @@ def compare(args: argparse.Namespace) -> None:
     check_arguments(args)
     args.output = args.output.absolute()
     args.output.mkdir(parents=True, exist_ok=True)
-    lock_output_dir(str(args.output))
+    lock_output_dir(str(args.output), option="--output")
     data = comparison_data.read_data(
         labels=args.labels, test=args.test, unlabeled=args.unlabeled, test_share=args.test_share
     )

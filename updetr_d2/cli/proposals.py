@@ -32,10 +32,11 @@ from updetr_d2.data.datasets.names import DatasetDicts, load_dataset_dicts
 from updetr_d2.data.proposals import PROPOSAL_REGISTRY, Proposals, SourceOptions
 from updetr_d2.data.proposals.file import image_id_of
 from updetr_d2.data.proposals.frozen_cnn import FrozenCNN
-from updetr_d2.data.proposals.making import Clustering, make_proposals
+from updetr_d2.data.proposals.making import Clustering, make_proposals, parts_folder
 from updetr_d2.data.proposals.recall import recall_of_first_boxes, true_boxes
 from updetr_d2.data.proposals.source import ProposalMapper
 from updetr_d2.data.transforms.image_io import UnusableImageError, read_image_rgb
+from updetr_d2.engine.run_lock import lock_output_dir
 from updetr_d2.visualization.boxes import draw_proposals, save_picture
 
 # Boxes of a picture.
@@ -113,6 +114,9 @@ def run(args: argparse.Namespace) -> Proposals:
     if cfg is not None and args.cluster:
         cnn = functools.partial(FrozenCNN, cfg, [args.cluster_feature])
         clustering = Clustering(args.cluster, cnn, args.crop, args.seed)
+    parts = parts_folder(args.output)
+    parts.mkdir(parents=True, exist_ok=True)
+    lock_output_dir(str(parts), option="--output")
     proposals, num_skipped = make_proposals(
         dataset,
         args.output,

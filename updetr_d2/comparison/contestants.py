@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from detectron2.config import CfgNode, get_cfg
 
 from updetr_d2.comparison.plan import Contestant
-from updetr_d2.comparison.starts import DEFAULT_STARTS, STARTS, Start, recipe_name, short_name
+from updetr_d2.comparison.starts import (
+    DEFAULT_STARTS,
+    NUM_CLUSTERS,
+    STARTS,
+    Start,
+    recipe_name,
+    short_name,
+)
 from updetr_d2.config import add_updetr_config
 from updetr_d2.config.files import find_config_file, merge_config_file
 
@@ -98,12 +105,32 @@ def contestants_of(
                 start,
                 base_rate=solvers[detector].BASE_LR,
                 batch_size=solvers[detector].IMS_PER_BATCH,
+                proposals=proposals_of(start.pretraining[detector]) if start.pretraining else (),
             )
             for detector in suited
         ]
     if not contestants:
         raise ValueError("No start is left to compare; choose --starts.")
     return contestants
+
+
+def proposals_of(config: str) -> tuple[str, ...]:
+    """Options of ``updetr proposals`` for a pre-training on objects: boxes of features, in clusters if it asks.
+
+    Args:
+        config: of the pre-training.
+
+    Returns:
+        () if it learns random patches, or boxes of a file that it names.
+    """
+    cfg = read_config(config)
+    if cfg.MODEL.META_ARCHITECTURE != "ObjectDETR" or cfg.INPUT.PROPOSALS.FILE:
+        return ()
+    options = ("--source", "features", "--boxes", str(cfg.INPUT.PROPOSALS.MAX_BOXES))
+    if cfg.INPUT.PROPOSALS.CLUSTERS:
+        side = str(min(cfg.INPUT.MIN_SIZE_TRAIN) // 2)  # of what a box shows: about that of the objects
+        options += ("--cluster", str(NUM_CLUSTERS), "--crop", side)
+    return options
 
 
 def iterations_of(config: str) -> int:

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 
-from updetr_d2.comparison.plan import Training
+from updetr_d2.comparison.plan import PROPOSALS, Training
 from updetr_d2.engine.run_lock import in_use
 from updetr_d2.utils.files import write_text
 from updetr_d2.utils.processes import training_environment
@@ -121,7 +121,7 @@ class Jobs:
     def _run_one(self, training: Training) -> None:
         slot = self.slots.get()
         try:
-            while in_use(str(training.folder)) and not self.stopping.is_set():
+            while any(in_use(str(each)) for each in training.locked_folders) and not self.stopping.is_set():
                 time.sleep(_POLL_SECONDS)  # of a comparison that was killed: its training goes on by itself
             if is_finished(training):
                 mark_done(training)
@@ -132,23 +132,12 @@ class Jobs:
 
     def _train(self, training: Training, gpu: str) -> None:
         training.folder.mkdir(parents=True, exist_ok=True)
-        with open(training.folder / LOG, "ab") as log:
-            with self._lock:
-                if self.stopping.is_set():
-                    return
-                process = subprocess.Popen(
-                    [*self.program, *training.command],
-                    # Ctrl-C goes to this process alone, which asks once for a checkpoint.
-                    start_new_session=True,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env=training_environment(threads=self.threads, gpu=gpu),
-                )
-                self._processes.add(process)
-            status = process.wait()
-        with self._lock:
-            self._processes.discard(process)
+        calls = [training.command]
+        if training.proposals and not (training.folder / PROPOSALS).is_file():
+            calls.insert(0, list(training.proposals))
+        status = 0
+        for command in calls:
+            status = status or self._call(command, training.folder / LOG, gpu)
         if self.stopping.is_set():
             return
         if status == 0:
@@ -162,6 +151,27 @@ class Jobs:
             )
         logger.warning("%s has diverged (%s).", training.title, reason)
         mark_done(training, failure=reason)
+
+    def _call(self, command: Sequence[str], log_path: Path, gpu: str) -> int:
+        """Exit status of a call of ``updetr``, which is not made any more once all are to stop."""
+        with open(log_path, "ab") as log:
+            with self._lock:
+                if self.stopping.is_set():
+                    return 0
+                process = subprocess.Popen(
+                    [*self.program, *command],
+                    # Ctrl-C goes to this process alone, which asks once for a checkpoint.
+                    start_new_session=True,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=training_environment(threads=self.threads, gpu=gpu),
+                )
+                self._processes.add(process)
+            status = process.wait()
+        with self._lock:
+            self._processes.discard(process)
+        return status
 
     def stop(self) -> None:
         """Ask all trainings to save a checkpoint and end, and wait for them."""

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from updetr_d2.comparison.starts import Start, short_name
+from updetr_d2.data.proposals.making import parts_folder
 
+PROPOSALS = "boxes.npz"  # in the folder of a pre-training
 EVALUATIONS = 5  # of each training on the test set, for curves
 
 
@@ -19,6 +21,7 @@ class Contestant:
         start: what that is.
         base_rate: SOLVER.BASE_LR of the config.
         batch_size: SOLVER.IMS_PER_BATCH of the config.
+        proposals: options of ``updetr proposals`` that makes the boxes of its pre-training; () for none.
     """
 
     detector: str
@@ -26,6 +29,7 @@ class Contestant:
     start: Start
     base_rate: float
     batch_size: int
+    proposals: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -57,6 +61,7 @@ class Training:
         results: folder inside of ``folder`` whose "inference" holds its predictions, "" for itself.
         evaluated: whether it has a test set.
         may_diverge: whether the comparison goes on without its result if its loss is no number any more.
+        proposals: arguments of ``updetr`` that make its boxes first; () for none.
     """
 
     title: str
@@ -68,12 +73,18 @@ class Training:
     results: str = ""
     evaluated: bool = True
     may_diverge: bool = True
+    proposals: tuple[str, ...] = ()
 
     @property
     def command(self) -> list[str]:
         """Arguments of ``updetr``."""
         options = [*self.options, "OUTPUT_DIR", str(self.folder)]
         return ["train", "--config-file", self.config, "--resume", *options]
+
+    @property
+    def locked_folders(self) -> list[Path]:
+        """Those that its processes hold while they run."""
+        return [self.folder, parts_folder(self.folder / PROPOSALS)]
 
 
 @dataclass(frozen=True)
@@ -129,13 +140,20 @@ class Plan:
         for each in self.contestants:
             config = each.pretraining
             if config:
+                folder = self._pretraining_folder(config)
+                weights = ("MODEL.WEIGHTS", self.weights[each.start.weights])
+                boxes = str(folder / PROPOSALS)
+                proposals: tuple[str, ...] = ()
+                if each.proposals and "INPUT.PROPOSALS.FILE" not in self.options:
+                    proposals = ("proposals", self.unlabeled, *each.proposals, "--output", boxes)
+                    proposals += ("--config-file", config, *weights, *self.options)
                 settings = (
                     *("DATASETS.TRAIN", f"('{self.unlabeled}',)", "DATASETS.TEST", "()"),
-                    *("MODEL.WEIGHTS", self.weights[each.start.weights]),
+                    *weights,
                     *_schedule(self.pretraining_iterations, evaluations=0),
+                    *(("INPUT.PROPOSALS.FILE", boxes) if proposals else ()),
                     *("SEED", "1", *self.options),
                 )
-                folder = self._pretraining_folder(config)
                 trainings[config] = Training(
                     f"pre-training {short_name(config)}",
                     folder,
@@ -144,6 +162,7 @@ class Plan:
                     self.pretraining_iterations,
                     evaluated=False,
                     may_diverge=False,
+                    proposals=proposals,
                 )
         return list(trainings.values())
 

@@ -9,6 +9,7 @@ from updetr_d2.config.files import CONFIGS
 FEW_LABEL = "custom/few_label_lite0.yaml"
 FASTER_RCNN = "custom/faster_rcnn_lite0.yaml"
 DETECTORS = (FEW_LABEL, FASTER_RCNN)
+NUM_CLUSTERS = 32  # of the boxes of a pre-training (docs/PRETRAINING.md)
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ STARTS: dict[str, Start] = {
     BASELINE: Start("CNN weights alone"),
     "pretrained": Start(
         "our pre-training",
-        pretraining={FEW_LABEL: "custom/few_label_lite0_pretrain.yaml"},
+        pretraining={FEW_LABEL: "custom/few_label_lite0_pretrain_clusters.yaml"},
         detectors=(FEW_LABEL,),
         needs_unlabeled=True,
     ),

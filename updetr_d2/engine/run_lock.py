@@ -15,14 +15,15 @@ LOCK_FILE = "run.lock"
 _held: dict[str, IO[str]] = {}
 
 
-def lock_output_dir(folder: str) -> None:
-    """Hold the lock of ``OUTPUT_DIR`` until this process ends, in whatever way.
+def lock_output_dir(folder: str, *, option: str = "OUTPUT_DIR") -> None:
+    """Hold the lock of a folder that a run writes until this process ends, in whatever way.
 
     The system gives the lock back with the process (POSIX record locks, which children do not inherit), so that no
     stale one stays: a run that was killed is started again at once.
 
     Args:
         folder: existing, of the run.
+        option: key or option that names it, for the error.
 
     Raises:
         SaveError: if another process holds it, with its host and number.
@@ -39,10 +40,10 @@ def lock_output_dir(folder: str) -> None:
         file.close()
         if error.errno in (errno.EACCES, errno.EAGAIN):
             raise SaveError(
-                f"OUTPUT_DIR '{folder}' is in use by {holder}: wait for that run, end it, or choose another "
-                "OUTPUT_DIR."
+                f"{option} '{folder}' is in use by {holder}: wait for that run, end it, or choose another "
+                f"{option}."
             ) from error
-        logger.warning("OUTPUT_DIR '%s' cannot be locked (%s): start no second run in it.", folder, error)
+        logger.warning("%s '%s' cannot be locked (%s): start no second run in it.", option, folder, error)
         return
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")

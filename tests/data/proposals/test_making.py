@@ -1,6 +1,8 @@
 """Proposals of whole data sets: every source, damaged images, interruptions, recall."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -88,6 +90,19 @@ def test_parts_of_other_options_are_refused(photos, tmp_path, capsys):
         make(photos, tmp_path / "boxes.npz", CountingSource(stop_at=4))
     assert run(photos, tmp_path / "boxes.npz", "--source", "random") == 1
     assert "other images or options: delete it" in capsys.readouterr().err
+
+
+def test_a_second_process_does_not_write_the_same_file(photos, tmp_path, capsys):
+    hold = "import sys; from updetr_d2.engine.run_lock import lock_output_dir; lock_output_dir(sys.argv[1]); "
+    hold += "print(1, flush=True); sys.stdin.read()"
+    parts = tmp_path / "boxes.npz.parts"
+    parts.mkdir()
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", hold, str(parts)], **pipes) as first:
+        first.stdout.readline()
+        assert run(photos, tmp_path / "boxes.npz", "--source", "random") == 1
+        assert f"--output '{parts}' is in use by process {first.pid}" in capsys.readouterr().err
+    assert run(photos, tmp_path / "boxes.npz", "--source", "random") == 0
 
 
 def test_loader_processes_make_the_same_boxes(photos, tmp_path, capsys):

@@ -70,7 +70,7 @@ def make_proposals(
     """
     keys = image_keys(dataset)
     digest = hashlib.blake2b(keys.tobytes(), digest_size=16).hexdigest()
-    parts = Parts(output.with_name(f"{output.name}.parts"), {**description, "images": digest})
+    parts = Parts(parts_folder(output), {**description, "images": digest})
     boxes = parts.run("boxes", dataset, mapper(), num_workers=num_workers, part_size=part_size)
     if not len(boxes.indices):
         raise ValueError("No image could be used: see the skipped files.")
@@ -82,6 +82,11 @@ def make_proposals(
     proposals.save(output)
     parts.remove()
     return Proposals.load(output), boxes.num_skipped
+
+
+def parts_folder(output: Path) -> Path:
+    """Where the results are until the file ``output`` is complete."""
+    return output.with_name(f"{output.name}.parts")
 
 
 def image_keys(dataset: DatasetDicts) -> np.ndarray:
