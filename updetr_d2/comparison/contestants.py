@@ -126,7 +126,7 @@ def proposals_of(config: str) -> tuple[str, ...]:
     cfg = read_config(config)
     if cfg.MODEL.META_ARCHITECTURE != "ObjectDETR" or cfg.INPUT.PROPOSALS.FILE:
         return ()
-    options = ("--source", "features", "--boxes", str(cfg.INPUT.PROPOSALS.MAX_BOXES))
+    options: tuple[str, ...] = ("--source", "features", "--boxes", str(cfg.INPUT.PROPOSALS.MAX_BOXES))
     if cfg.INPUT.PROPOSALS.CLUSTERS:
         side = str(min(cfg.INPUT.MIN_SIZE_TRAIN) // 2)  # of what a box shows: about that of the objects
         options += ("--cluster", str(NUM_CLUSTERS), "--crop", side)
