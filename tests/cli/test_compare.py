@@ -167,16 +167,17 @@ def test_a_part_of_the_labels_is_the_test_set_where_there_is_none(world, tmp_pat
 
 def test_pre_training_is_made_once_and_starts_its_detector(world, tmp_path):
     arguments = [*world, "--unlabeled", f"folder:{tmp_path}/train", "--rates", "1", "--seeds", "1", "2"]
-    arguments += ["--starts", "cnn", "pretrained"]
+    arguments += ["--starts", "cnn", "pretrained", "pretrained_teacher"]
     assert compare.main([*arguments, "--pretrain-iterations", "6"]) == 0
     names = {each["name"] for each in read(tmp_path)["contestants"]}
-    assert names == {"few_label_lite0-cnn", "faster_rcnn_lite0-cnn", "few_label_lite0-pretrained"}
+    ours = {f"few_label_lite0-{start}" for start in ("cnn", "pretrained", "pretrained_teacher")}
+    assert names == {"faster_rcnn_lite0-cnn", *ours}
     (pretraining,) = (tmp_path / "out" / "pretraining").iterdir()
     command = json.loads((pretraining / "done.json").read_text())["command"]
     assert f"('folder:{tmp_path}/train',)" in command and command[command.index("SOLVER.MAX_ITER") + 1] == "6"
     for run in read(tmp_path)["runs"]:
         weights = run["command"][run["command"].index("MODEL.WEIGHTS") + 1]
-        pretrained = run["contestant"].endswith("pretrained")
+        pretrained = "-pretrained" in run["contestant"]
         assert weights == str(pretraining / "model_final.pth" if pretrained else tmp_path / "weights")
 
 
@@ -289,8 +290,9 @@ def test_every_start_and_detector_names_configs_that_there_are():
         assert few.INPUT[key] == faster.INPUT[key], key
 
 
-def test_the_teacher_start_is_the_recipe_of_the_mean_teacher():
-    options = STARTS["teacher"].options
+@pytest.mark.parametrize("start", ["teacher", "pretrained_teacher"])
+def test_the_teacher_starts_are_the_recipe_of_the_mean_teacher(start):
+    options = STARTS[start].options
     recipe = get_config("custom/mean_teacher_lite0.yaml")
     third, sixth = recipe.SOLVER.MAX_ITER // 3, recipe.SOLVER.MAX_ITER // 6
     places = {"{third}": str(third), "{sixth}": str(sixth), "('{unlabeled}',)": "('folder:/data/photos',)"}

@@ -45,6 +45,7 @@ def main(arguments: list[str]) -> int:
         float(options.get("SOLVER.BASE_LR", "1e-3")),
         int(options["SEED"]),
     )
+    averaged = "ema/" if options.get("SOLVER.EMA.ENABLED") == "True" else ""
     metrics = folder / "metrics.json"
     metrics.write_text(json.dumps({"iteration": 0, "total_loss": 1.0}) + "\n")
     if "stopped" in start:
@@ -60,8 +61,8 @@ def main(arguments: list[str]) -> int:
     ap = quality * min(rate, 1e-3) / 1e-3 + 3 * seed + len(start) % 7 * (-1) ** seed * 0.3
     with open(metrics, "a") as file:
         for i in (iterations // 2, iterations):
-            values = {"iteration": i, "time": 0.5, "bbox/AP": ap * i / iterations}
-            values["bbox/AP50"] = min(100.0, 1.5 * ap)
+            values = {"iteration": i, "time": 0.5, f"{averaged}bbox/AP": ap * i / iterations}
+            values[f"{averaged}bbox/AP50"] = min(100.0, 1.5 * ap)
             file.write(json.dumps(values) + "\n")
     (folder / "config.yaml").write_text(yaml.safe_dump({"SEED": seed}))
     (folder / "model_final.pth").write_text(f"{quality}")
@@ -72,8 +73,9 @@ def main(arguments: list[str]) -> int:
             {key: a[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.9}
             for a in content["annotations"][: 1 + seed]
         ]
-        (folder / "inference" / "test").mkdir(parents=True, exist_ok=True)
-        (folder / "inference" / "test" / "coco_instances_results.json").write_text(json.dumps(results))
+        inference = folder / averaged / "inference" / "test"
+        inference.mkdir(parents=True, exist_ok=True)
+        (inference / "coco_instances_results.json").write_text(json.dumps(results))
     return 0
 
 

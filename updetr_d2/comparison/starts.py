@@ -48,25 +48,36 @@ class Start:
         return f"{self.results}/" if self.results else ""
 
 
+_PRETRAINING = {FEW_LABEL: "custom/few_label_lite0_pretrain_clusters.yaml"}
+_TEACHER = (
+    *("DATASETS.UNLABELED", "('{unlabeled}',)"),
+    *("SOLVER.EMA.ENABLED", "True", "SOLVER.EMA.DECAY", "0.99"),
+    *("SOLVER.MEAN_TEACHER.UNLABELED_RATIO", "1"),
+    *("SOLVER.MEAN_TEACHER.BURN_IN_ITERS", "{third}", "SOLVER.MEAN_TEACHER.RAMP_ITERS", "{sixth}"),
+)
+
 # The first is what the others are measured against: it needs nothing but labels.
 BASELINE = "cnn"
 STARTS: dict[str, Start] = {
     BASELINE: Start("CNN weights alone"),
     "pretrained": Start(
         "our pre-training",
-        pretraining={FEW_LABEL: "custom/few_label_lite0_pretrain_clusters.yaml"},
+        pretraining=_PRETRAINING,
         detectors=(FEW_LABEL,),
         needs_unlabeled=True,
     ),
     "coco": Start("COCO checkpoint", weights="coco_weights"),
     "teacher": Start(
         "mean teacher",
-        options=(
-            *("DATASETS.UNLABELED", "('{unlabeled}',)"),
-            *("SOLVER.EMA.ENABLED", "True", "SOLVER.EMA.DECAY", "0.99"),
-            *("SOLVER.MEAN_TEACHER.UNLABELED_RATIO", "1"),
-            *("SOLVER.MEAN_TEACHER.BURN_IN_ITERS", "{third}", "SOLVER.MEAN_TEACHER.RAMP_ITERS", "{sixth}"),
-        ),
+        options=_TEACHER,
+        detectors=(FEW_LABEL,),
+        needs_unlabeled=True,
+        results="ema",
+    ),
+    "pretrained_teacher": Start(
+        "our pre-training, with a mean teacher",
+        pretraining=_PRETRAINING,
+        options=_TEACHER,
         detectors=(FEW_LABEL,),
         needs_unlabeled=True,
         results="ema",
