@@ -290,3 +290,30 @@ def test_few_labels_get_a_dense_signal():
     assert (cfg.MODEL.DENOISING.NUM_QUERIES, cfg.MODEL.DETR.NMS_THRESH) == (60, 0.6)
     assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER) == (8, 300)
     assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.BACKBONE_MULTIPLIER) == (0.001, 0.6)
+
+
+@pytest.mark.parametrize("clusters", [False, True])
+def test_pre_training_for_few_labels_keeps_what_the_cnn_knows(clusters):
+    """What docs/PRETRAINING.md measures: boxes of features, what the frozen CNN sees in them reconstructed."""
+    cfg = load(f"custom/few_label_lite0_pretrain{'_clusters' if clusters else ''}.yaml")
+    updetr = cfg.MODEL.UPDETR
+    assert cfg.MODEL.META_ARCHITECTURE == "ObjectDETR"
+    assert (updetr.FREEZE_BACKBONE, updetr.FEATURE_RECON, updetr.TARGET_FEATURE) == (True, True, "res5")
+    assert (cfg.MODEL.CRITERION.FEATURE_LOSS, cfg.MODEL.CRITERION.FEATURE_WEIGHT) == ("normalized_mse", 1.0)
+    assert (cfg.INPUT.PROPOSALS.MAX_BOXES, cfg.INPUT.QUERY_PATCH.SIZE) == (10, 64)
+    assert (cfg.INPUT.PROPOSALS.CLUSTERS, cfg.MODEL.DETR.NUM_CLASSES) == (clusters, 0 if clusters else 1)
+    fine_tuned = flatten(load("custom/few_label_lite0.yaml"))
+    differs = {key for key, value in flatten(cfg).items() if fine_tuned[key] != value}
+    own = {"MODEL.META_ARCHITECTURE", "MODEL.UPDETR.TARGET_FEATURE", "MODEL.DETR.NUM_CLASSES"}
+    own |= {"INPUT.QUERY_PATCH.SIZE", "INPUT.PROPOSALS.MAX_BOXES", "INPUT.PROPOSALS.CLUSTERS"}
+    assert differs <= own | {"SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD"}
+
+
+def test_the_quickstart_shows_patches_and_trains_its_cnn():
+    cfg = load("quickstart/coins_pretrain.yaml")
+    updetr = cfg.MODEL.UPDETR
+    assert cfg.MODEL.META_ARCHITECTURE == "UPDETR" and (
+        updetr.MATCH_WITHIN_GROUPS,
+        updetr.PATCH_SIMILARITY,
+    ) == (True, True)
+    assert (updetr.FREEZE_BACKBONE, updetr.FEATURE_RECON, updetr.NUM_PATCHES) == (False, False, 4)
