@@ -301,7 +301,7 @@ def test_pre_training_for_few_labels_keeps_what_the_cnn_knows(clusters):
     assert (updetr.FREEZE_BACKBONE, updetr.FEATURE_RECON, updetr.TARGET_FEATURE) == (True, True, "res5")
     assert (cfg.MODEL.CRITERION.FEATURE_LOSS, cfg.MODEL.CRITERION.FEATURE_WEIGHT) == ("normalized_mse", 1.0)
     assert (cfg.INPUT.PROPOSALS.MAX_BOXES, cfg.INPUT.QUERY_PATCH.SIZE) == (10, 64)
-    assert cfg.INPUT.PROPOSALS.CLUSTERS == clusters and cfg.MODEL.DETR.NUM_CLASSES == (0 if clusters else 1)
+    assert clusters == cfg.INPUT.PROPOSALS.CLUSTERS and (0 if clusters else 1) == cfg.MODEL.DETR.NUM_CLASSES
     fine_tuned = flatten(load("custom/few_label_lite0.yaml"))
     differs = {key for key, value in flatten(cfg).items() if fine_tuned[key] != value}
     own = {"MODEL.META_ARCHITECTURE", "MODEL.UPDETR.TARGET_FEATURE", "MODEL.DETR.NUM_CLASSES"}
