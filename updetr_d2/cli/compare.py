@@ -85,7 +85,7 @@ def get_parser() -> argparse.ArgumentParser:
     effort.add_argument(
         "--iterations", type=int, help="of each training (default: the first detector's config)"
     )
-    effort.add_argument("--pretrain-iterations", type=int, help="default: twice the iterations")
+    effort.add_argument("--pretrain-iterations", type=int, help="default: four times the iterations")
     effort.add_argument(
         "--rates",
         nargs="+",
@@ -159,7 +159,7 @@ def make_plan(args: argparse.Namespace, data: Data, *, options: tuple[str, ...])
         unlabeled=data.unlabeled,
         weights=weights,
         iterations=iterations,
-        pretraining_iterations=args.pretrain_iterations or 2 * iterations,
+        pretraining_iterations=args.pretrain_iterations or 4 * iterations,
         rates=args.rates,
         options=options,
     )
