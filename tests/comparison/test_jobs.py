@@ -186,9 +186,18 @@ def test_the_time_left_comes_from_this_session(monkeypatch):
     now[0] += 50
     left.running = 5
     assert left.sentence() == "about 9 min left"  # 10 s each, 55 to go
+    left.running = 0
     left.add(60)
     assert left.sentence() == "all done"
     assert [duration(s) for s in (5, 600, 7200)] == ["5 s", "10 min", "2.0 h"]
+
+
+def test_what_still_runs_counts_when_another_has_ended(training, jobs, monkeypatch):
+    monkeypatch.setattr(module, "iterations_done", lambda each: 4)
+    running = jobs(2)
+    counted = []
+    running.run([training("a"), training("b", "40 hang")], lambda each: counted.append(running._eta.running))
+    assert counted == [4, 0]
 
 
 def test_how_far_a_training_is_comes_from_its_metrics(training):

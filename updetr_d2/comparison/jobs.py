@@ -104,15 +104,16 @@ class Jobs:
         told = time.monotonic()
         while waiting:
             finished, waiting = wait(waiting, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
+            running = [started[future] for future in waiting if future.running()]
             for future in finished:
                 training = started[future]
                 future.result()
                 self._eta.add(training.iterations)
+                self._eta.running = sum(map(iterations_done, running))
                 result = described(training) if described else "done"
                 self.say(f"{training.title}: {result}; {self._eta.sentence()}")
                 told = time.monotonic()
             if waiting and time.monotonic() - told > _STATUS_SECONDS:
-                running = [started[future] for future in waiting if future.running()]
                 self._eta.running = sum(map(iterations_done, running))
                 self.say(f"  {', '.join(each.title for each in running)} ... {self._eta.sentence()}")
                 told = time.monotonic()
@@ -199,10 +200,9 @@ class TimeLeft:
         self.remaining -= iterations
 
     def add(self, iterations: int) -> None:
-        """Count iterations that were done now."""
+        """Count iterations of a training that has come to its end."""
         self.remaining -= iterations
         self._done += iterations
-        self.running = 0
 
     def sentence(self) -> str:
         done = self._done + self.running
