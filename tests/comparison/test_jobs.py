@@ -193,11 +193,13 @@ def test_the_time_left_comes_from_this_session(monkeypatch):
 
 
 def test_what_still_runs_counts_when_another_has_ended(training, jobs, monkeypatch):
-    monkeypatch.setattr(module, "iterations_done", lambda each: 4)
+    trainings = [training("a"), training("b", "40 hang")]
+    counts = iter([0, 3, 7])  # the second has 3 of an earlier session
+    monkeypatch.setattr(module, "iterations_done", lambda each: next(counts))
     running = jobs(2)
     counted = []
-    running.run([training("a"), training("b", "40 hang")], lambda each: counted.append(running._eta.running))
-    assert counted == [4, 0]
+    running.run(trainings, lambda each: counted.append((running._eta.running, running._eta.remaining)))
+    assert counted == [(4, 100 - 3 - 10), (0, 100 - 10 - 10)]
 
 
 def test_how_far_a_training_is_comes_from_its_metrics(training):

@@ -71,6 +71,8 @@ class Jobs:
         self._processes: set[subprocess.Popen] = set()
         self._lock = threading.Lock()
         self._eta = TimeLeft(total_iterations)
+        # Iterations of earlier sessions, by the folder of their training.
+        self._earlier: dict[Path, int] = {}
 
     def run(self, trainings: Sequence[Training], described: Callable[[Training], str] | None = None) -> None:
         """Run trainings to their end.
@@ -84,9 +86,10 @@ class Jobs:
         """
         pending = []
         for training in trainings:
-            if is_done(training):
-                self._eta.skip(training.iterations)
-            else:
+            done = is_done(training)
+            self._earlier[training.folder] = training.iterations if done else iterations_done(training)
+            self._eta.skip(self._earlier[training.folder])
+            if not done:
                 pending.append(training)
         if len(pending) < len(trainings):
             self.say(f"{len(trainings) - len(pending)} of {len(trainings)} trainings were done before.")
@@ -108,16 +111,20 @@ class Jobs:
             for future in finished:
                 training = started[future]
                 future.result()
-                self._eta.add(training.iterations)
-                self._eta.running = sum(map(iterations_done, running))
+                self._eta.add(training.iterations - self._earlier[training.folder])
+                self._eta.running = self._done_now(running)
                 result = described(training) if described else "done"
                 self.say(f"{training.title}: {result}; {self._eta.sentence()}")
                 told = time.monotonic()
             if waiting and time.monotonic() - told > _STATUS_SECONDS:
-                self._eta.running = sum(map(iterations_done, running))
+                self._eta.running = self._done_now(running)
                 self.say(f"  {', '.join(each.title for each in running)} ... {self._eta.sentence()}")
                 told = time.monotonic()
         self._eta.running = 0
+
+    def _done_now(self, running: Sequence[Training]) -> int:
+        """Iterations of this session that trainings have behind them which are not done yet."""
+        return sum(max(0, iterations_done(each) - self._earlier[each.folder]) for each in running)
 
     def _run_one(self, training: Training) -> None:
         slot = self.slots.get()
