@@ -198,6 +198,7 @@ def test_pre_training_learns_boxes_of_features_in_clusters(world, tmp_path):
     assert options["INPUT.PROPOSALS.FILE"] == str(parsed["output"])
     recipe = get_config(STARTS["pretrained"].pretraining[FEW_LABEL])
     assert recipe.INPUT.PROPOSALS.CLUSTERS and parsed["cluster"] == 32 and parsed["source"] == "features"
+    assert parsed["crop"] == recipe.INPUT.QUERY_PATCH.SIZE == 64
     assert (
         parsed["boxes"] == recipe.INPUT.PROPOSALS.MAX_BOXES and parsed["images"] == f"folder:{tmp_path}/train"
     )

@@ -128,8 +128,7 @@ def proposals_of(config: str) -> tuple[str, ...]:
         return ()
     options: tuple[str, ...] = ("--source", "features", "--boxes", str(cfg.INPUT.PROPOSALS.MAX_BOXES))
     if cfg.INPUT.PROPOSALS.CLUSTERS:
-        side = str(min(cfg.INPUT.MIN_SIZE_TRAIN) // 2)  # of what a box shows: about that of the objects
-        options += ("--cluster", str(NUM_CLUSTERS), "--crop", side)
+        options += ("--cluster", str(NUM_CLUSTERS), "--crop", str(cfg.INPUT.QUERY_PATCH.SIZE))
     return options
 
 
