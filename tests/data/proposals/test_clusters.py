@@ -35,7 +35,7 @@ def test_the_components_are_those_of_the_largest_variance():
 
 
 def test_more_clusters_than_boxes_is_an_error():
-    with pytest.raises(ValueError, match="--cluster 5 is more than there are boxes"):
+    with pytest.raises(ValueError, match="5 clusters are more than there are boxes"):
         fit_clusters(torch.randn(4, 3), 5)
 
 

@@ -62,7 +62,8 @@ def fit_clusters(
     """
     if len(features) < num_clusters:
         raise ValueError(
-            f"--cluster {num_clusters} is more than there are boxes ({len(features)}): lower it."
+            f"{num_clusters} clusters are more than there are boxes ({len(features)}): give more images, or "
+            "make fewer (updetr proposals --cluster)."
         )
     mean = features.mean(dim=0)
     centered = features - mean
