@@ -171,17 +171,22 @@ def test_a_step_that_is_left_out_changes_nothing_in_any_process(kind):
         assert num_skipped == 1
 
 
-def test_the_criterion_tells_all_processes_of_a_failure(monkeypatch, tmp_path):
-    """Our models say so (``fails_together``), and the loop relies on it."""
-    monkeypatch.setattr(Poisoned, "fails_together", True, raising=False)
-    one, other = run_processes(2, train_into_the_bad_batch, "image", str(tmp_path))
+def fail_together(function, *args):
+    """With a model that says so, as ours do."""
+    Poisoned.fails_together = True
+    return function(*args)
+
+
+def test_the_criterion_tells_all_processes_of_a_failure(tmp_path):
+    one, other = run_processes(2, fail_together, train_into_the_bad_batch, "image", str(tmp_path))
     assert one == other
     assert "process 1: The matching cost is not finite" in one
     assert "process 0" not in one
-    (_, weights, num_skipped), (_, others, _) = run_processes(2, train_over_the_bad_batch, "image")
+    (_, weights, num_skipped), (_, others, _) = run_processes(
+        2, fail_together, train_over_the_bad_batch, "image"
+    )
     assert torch.equal(weights, others)
     assert num_skipped == 1
-    monkeypatch.undo()
     assert torch.equal(weights, run_processes(2, train_over_the_bad_batch, "image")[0][1])
 
 

@@ -16,15 +16,10 @@ from updetr_d2.engine.trainer import UPDETRTrainer
 NUM_IMAGES = 5  # neither 2 nor 3 processes can share them out evenly
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _scenes(tmp_path_factory):
-    """Five scenes under the names odd_val and odd_val_panoptic."""
-    splits = {"val": Split(first_index=600_000, count=NUM_IMAGES, labeled=True)}
-    register_scenes(tmp_path_factory.mktemp("scenes"), prefix="odd", splits=splits)
-    yield
-    for name in ("odd_val", "odd_val_panoptic"):
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+@pytest.fixture(name="folder", scope="module")
+def _folder(tmp_path_factory):
+    """For the scenes, so that they are made once."""
+    return tmp_path_factory.mktemp("scenes")
 
 
 class Oracle(nn.Module):
@@ -62,7 +57,10 @@ class Oracle(nn.Module):
         return {"instances": instances}
 
 
-def evaluate(meta_architecture, output_dir):
+def evaluate(folder, meta_architecture, output_dir):
+    """Five scenes under the names odd_val and odd_val_panoptic, each process its share."""
+    splits = {"val": Split(first_index=600_000, count=NUM_IMAGES, labeled=True)}
+    register_scenes(folder, prefix="odd", splits=splits)
     name = "odd_val_panoptic" if meta_architecture == "PanopticDETR" else "odd_val"
     cfg = tiny_cfg(meta_architecture, "DATASETS.TRAIN", (name,), "INPUT.MIN_SIZE_TEST", 64)
     cfg.merge_from_list(["OUTPUT_DIR", str(output_dir), "DATALOADER.NUM_WORKERS", 0, "TEST.VIS_IMAGES", 0])
@@ -84,12 +82,14 @@ def evaluate(meta_architecture, output_dir):
         ("PanopticDETR", ("panoptic_seg", "PQ")),
     ],
 )
-def test_odd_numbers_of_images_merge_exactly(meta_architecture, measure, tmp_path):
-    ((num_seen, expected),) = run_processes(1, evaluate, meta_architecture, tmp_path / "1")
+def test_odd_numbers_of_images_merge_exactly(folder, meta_architecture, measure, tmp_path):
+    ((num_seen, expected),) = run_processes(1, evaluate, folder, meta_architecture, tmp_path / "1")
     task, name = measure
     assert 1 < expected[task][name] < 99  # something would change
     for world_size in (2, 3):
-        results = run_processes(world_size, evaluate, meta_architecture, tmp_path / str(world_size))
+        results = run_processes(
+            world_size, evaluate, folder, meta_architecture, tmp_path / str(world_size)
+        )
         assert {each for each, _ in results} == {num_seen}
         merged = results[0][1]
         assert merged.keys() == expected.keys()

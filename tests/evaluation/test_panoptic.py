@@ -70,10 +70,11 @@ def panoptic_cfg(name):
 def evaluate_truth(name, output_folder, change=lambda output: output):
     """Feed the ground truth back; with several processes each takes its share."""
     ensure_registered([name])
+    dataset_dicts = DatasetCatalog.get(name)  # which completes the metadata
     evaluator = build_evaluator(panoptic_cfg(name), name, str(output_folder))
     evaluator.reset()
     num_things = PanopticClasses.from_metadata(MetadataCatalog.get(name)).num_things
-    for dataset_dict in DatasetCatalog.get(name)[comm.get_rank() :: comm.get_world_size()]:
+    for dataset_dict in dataset_dicts[comm.get_rank() :: comm.get_world_size()]:
         evaluator.process([dataset_dict], [change(true_panoptic_output(dataset_dict, num_things))])
     return evaluator.evaluate()
 

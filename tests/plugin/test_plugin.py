@@ -1,6 +1,7 @@
 """A package outside of updetr_d2 brings detectors and a task; they train, are evaluated and shown like ours."""
 
 import json
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -23,14 +24,22 @@ SMALL = (
 )
 
 
+SCENES = "PLUGIN_SCENES"
+
+
+def register(folder):
+    register_scenes(folder, prefix="plugin", splits={"scenes": Split(700_000, 4, labeled=True)})
+
+
 @pytest.fixture(name="scenes", scope="module")
 def _scenes(tmp_path_factory):
     """Four labelled scenes, with boxes and as a panoptic data set; gives the name of the first."""
     name = "plugin_scenes"
-    register_scenes(
-        tmp_path_factory.mktemp("scenes"), prefix="plugin", splits={"scenes": Split(700_000, 4, labeled=True)}
-    )
-    yield name
+    folder = tmp_path_factory.mktemp("scenes")
+    register(folder)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv(SCENES, str(folder))  # for the processes of the scripts
+        yield name
     for each in (name, f"{name}_panoptic"):
         DatasetCatalog.remove(each)
         MetadataCatalog.remove(each)
@@ -43,6 +52,8 @@ def run_script(name: str, *arguments: str) -> int:
 
 
 def _run(name: str, arguments: tuple[str, ...]) -> int:
+    if SCENES in os.environ:
+        register(Path(os.environ[SCENES]))
     sys.path.insert(0, str(FOLDER))
     sys.argv = [name, *arguments]
     try:
