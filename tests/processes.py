@@ -1,4 +1,4 @@
-"""Several processes with a gloo group, forked from a server that has imported the project, so that they start soon.
+"""Processes with a gloo group, forked from a server that has imported the project, so that they start soon.
 
 A fork of the test's own process could not compute gradients once that has done so where there is a GPU, or a
 pretended one: PyTorch's engine has threads then.

@@ -87,9 +87,7 @@ def test_odd_numbers_of_images_merge_exactly(folder, meta_architecture, measure,
     task, name = measure
     assert 1 < expected[task][name] < 99  # something would change
     for world_size in (2, 3):
-        results = run_processes(
-            world_size, evaluate, folder, meta_architecture, tmp_path / str(world_size)
-        )
+        results = run_processes(world_size, evaluate, folder, meta_architecture, tmp_path / str(world_size))
         assert {each for each, _ in results} == {num_seen}
         merged = results[0][1]
         assert merged.keys() == expected.keys()
