@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
@@ -290,6 +291,30 @@ def test_few_labels_get_a_dense_signal():
     assert (cfg.MODEL.DENOISING.NUM_QUERIES, cfg.MODEL.DETR.NMS_THRESH) == (60, 0.6)
     assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER) == (8, 300)
     assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.BACKBONE_MULTIPLIER) == (0.001, 0.6)
+
+
+def test_recipes_of_256_px_are_those_of_128_px_at_twice_the_size():
+    changed = {}
+    for detector in ("few_label_lite0", "faster_rcnn_lite0"):
+        small, large = (flatten(load(f"custom/{detector}{size}.yaml")) for size in ("", "_256px"))
+        changed[detector] = {key: value for key, value in large.items() if small[key] != value}
+        for key in (
+            "INPUT.MIN_SIZE_TRAIN",
+            "INPUT.MAX_SIZE_TRAIN",
+            "INPUT.MIN_SIZE_TEST",
+            "INPUT.MAX_SIZE_TEST",
+        ):
+            once, twice = (np.array(each[key]) for each in (small, large))
+            assert np.all(twice == 2 * once), key
+            changed[detector].pop(key)
+    assert changed == {
+        "few_label_lite0": {
+            "MODEL.CRITERION.FOCAL_ALPHA": 0.5,
+            "MODEL.CRITERION.CLASS_WEIGHT": 4.0,
+            "SOLVER.BACKBONE_MULTIPLIER": 0.3,
+        },
+        "faster_rcnn_lite0": {"MODEL.ANCHOR_GENERATOR.SIZES": [[32, 64, 128]], "SOLVER.BASE_LR": 0.0006},
+    }
 
 
 @pytest.mark.parametrize("clusters", [False, True])

@@ -64,7 +64,7 @@ def own_start(parts: Sequence[str]) -> tuple[str, Start]:
         )
     if not os.path.isfile(file):
         raise ValueError(f"--own-start {name} names {file}, which does not exist.")
-    return name, Start(name, weights=os.path.abspath(file), options=tuple(options))
+    return name, Start(name, weights=os.path.abspath(file), options=tuple(options), first_only=True)
 
 
 def contestants_of(
@@ -84,16 +84,16 @@ def contestants_of(
     detectors = [recipe_name(config) for config in configs]
     if len(set(map(short_name, detectors))) < len(detectors):
         raise ValueError("--detectors names two configs of the same file name; rename one.")
-    solvers = {detector: read_config(detector).SOLVER for detector in detectors}
+    cfgs = {detector: read_config(detector) for detector in detectors}
     contestants = []
     for name, start in starts.items():
         if start.pretraining and pretrain_config:
-            start = dataclasses.replace(
-                start, pretraining={detectors[0]: pretrain_config}, detectors=(detectors[0],)
-            )
-        if start.weights == "coco_weights" or name not in STARTS:
-            start = dataclasses.replace(start, detectors=(detectors[0],))
-        suited = [detector for detector in detectors if start.suits(detector)]
+            start = dataclasses.replace(start, pretraining={detectors[0]: pretrain_config})
+        suited = [
+            detector
+            for detector, cfg in cfgs.items()
+            if start.suits(detector, cfg.MODEL.META_ARCHITECTURE, first=detector == detectors[0])
+        ]
         if not suited and all_must_suit:
             raise ValueError(
                 f"The start '{name}' ({start.title}) suits none of --detectors {', '.join(detectors)}."
@@ -103,8 +103,8 @@ def contestants_of(
                 detector,
                 name,
                 start,
-                base_rate=solvers[detector].BASE_LR,
-                batch_size=solvers[detector].IMS_PER_BATCH,
+                base_rate=cfgs[detector].SOLVER.BASE_LR,
+                batch_size=cfgs[detector].SOLVER.IMS_PER_BATCH,
                 proposals=proposals_of(start.pretraining[detector]) if start.pretraining else (),
             )
             for detector in suited

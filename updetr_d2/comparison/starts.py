@@ -26,7 +26,8 @@ class Start:
         pretraining: detector's config -> config whose training on images without labels gives MODEL.WEIGHTS
             instead.
         options: for the training of the detector.
-        detectors: configs of the detectors that can start so; () for all.
+        architecture: META_ARCHITECTURE of the detectors that can start so; "" for all.
+        first_only: whether it is a start of the first of ``--detectors`` alone.
         needs_unlabeled: whether there must be images without labels.
         results: before the names of its metrics and in the path of its predictions, such as "ema" for averaged
             weights.
@@ -36,12 +37,24 @@ class Start:
     weights: str = "weights"
     pretraining: dict[str, str] = field(default_factory=dict)
     options: tuple[str, ...] = ()
-    detectors: tuple[str, ...] = ()
+    architecture: str = ""
+    first_only: bool = False
     needs_unlabeled: bool = False
     results: str = ""
 
-    def suits(self, detector: str) -> bool:
-        return not self.detectors or detector in self.detectors
+    def suits(self, detector: str, architecture: str, *, first: bool) -> bool:
+        """Whether a detector can start so.
+
+        Args:
+            detector: its config.
+            architecture: its META_ARCHITECTURE.
+            first: whether it is the first of ``--detectors``.
+        """
+        return (
+            (first or not self.first_only)
+            and self.architecture in ("", architecture)
+            and (not self.pretraining or detector in self.pretraining)
+        )
 
     @property
     def metric_prefix(self) -> str:
@@ -63,14 +76,13 @@ STARTS: dict[str, Start] = {
     "pretrained": Start(
         "our pre-training",
         pretraining=_PRETRAINING,
-        detectors=(FEW_LABEL,),
         needs_unlabeled=True,
     ),
-    "coco": Start("COCO checkpoint", weights="coco_weights"),
+    "coco": Start("COCO checkpoint", weights="coco_weights", first_only=True),
     "teacher": Start(
         "mean teacher",
         options=_TEACHER,
-        detectors=(FEW_LABEL,),
+        architecture="DETR",
         needs_unlabeled=True,
         results="ema",
     ),
@@ -78,7 +90,7 @@ STARTS: dict[str, Start] = {
         "our pre-training, with a mean teacher",
         pretraining=_PRETRAINING,
         options=_TEACHER,
-        detectors=(FEW_LABEL,),
+        architecture="DETR",
         needs_unlabeled=True,
         results="ema",
     ),
