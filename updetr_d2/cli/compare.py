@@ -180,7 +180,7 @@ def facts_of(plan: Plan, data: Data) -> list[tuple[str, str]]:
         ),
         ("images of a step", ", ".join(f"{name}: {size}" for name, size in batches.items())),
         ("seeds", ", ".join(str(seed) for seed in sorted({each.seed for each in plan.subsets}))),
-        ("interval", "paired t over seeds, 95 % for all differences of a table together"),
+        ("interval", "paired over seeds (Tukey), 95 % for all differences of a table together"),
         *(("note", note) for note in data.notes),
     ]
 

@@ -1,8 +1,8 @@
 """What measured results say: which contestant to use, by how much, or that the difference is noise.
 
 Contestants are compared on the same seeds: each seed has its own choice of labels and its own order of images,
-which are those of all contestants. The interval is that of a paired t-test over the seeds, at 95 % for all
-comparisons together (Bonferroni), so that the best of many is not taken for better by chance.
+which are those of all contestants. The intervals hold with 95 % for all differences of a table together, so that
+the best of many is not taken for better by chance.
 """
 
 import math
@@ -63,7 +63,7 @@ class Comparison:
         second: name.
         seeds: that both have results for.
         mean: AP of the first less that of the second.
-        low: lower end of the interval; NaN with a single seed.
+        low: lower end of the interval; NaN with less than two seeds.
         high: upper end.
         outcome: of the first: :data:`BETTER`, :data:`WORSE`, :data:`NOISE` or :data:`TOO_FEW`.
     """
@@ -84,42 +84,57 @@ class Comparison:
         return f"{self.mean:+.1f} AP ({interval})"
 
 
-def compare(first: Scores, second: Scores, *, num_comparisons: int = 1) -> Comparison:
-    """Paired difference of two contestants over the seeds that both have.
+def compare_pairs(pairs: Sequence[tuple[Scores, Scores]], *, among: Sequence[Scores]) -> list[Comparison]:
+    """Differences over the seeds that everyone has, with intervals that hold for all of them together.
 
     Args:
-        first, second: with the same fraction of the labels.
-        num_comparisons: that are made together; the interval is the wider for it.
+        pairs: first and second of each comparison.
+        among: all contestants of the table, those of the pairs included, with the same fraction of the labels.
     """
     seeds = [
         seed
-        for seed in first.ap
-        if seed in second.ap and not math.isnan(first.ap[seed]) and not math.isnan(second.ap[seed])
+        for seed in among[0].ap
+        if all(seed in each.ap and not math.isnan(each.ap[seed]) for each in among)
     ]
-    differences = np.array([first.ap[seed] - second.ap[seed] for seed in seeds])
-    mean = float(differences.mean()) if len(seeds) else 0.0
-    low, high = paired_interval(differences, confidence=1 - (1 - CONFIDENCE) / num_comparisons)
-    if len(seeds) < MIN_SEEDS:
-        outcome = TOO_FEW
-    elif low > 0:
-        outcome = BETTER
-    elif high < 0:
-        outcome = WORSE
-    else:
-        outcome = NOISE
-    return Comparison(first.name, second.name, len(seeds), mean, low, high, outcome)
+    table = np.array([[each.ap[seed] for seed in seeds] for each in among])
+    margin = tukey_margin(table)
+    rows = {each.name: row for each, row in zip(among, table)}
+    comparisons = []
+    for first, second in pairs:
+        mean = float((rows[first.name] - rows[second.name]).mean()) if seeds else 0.0
+        low, high = mean - margin, mean + margin
+        if len(seeds) < MIN_SEEDS:
+            outcome = TOO_FEW
+        elif low > 0:
+            outcome = BETTER
+        elif high < 0:
+            outcome = WORSE
+        else:
+            outcome = NOISE
+        comparisons.append(Comparison(first.name, second.name, len(seeds), mean, low, high, outcome))
+    return comparisons
 
 
-def paired_interval(differences: np.ndarray, *, confidence: float) -> tuple[float, float]:
-    """Student's interval of the mean of differences; NaN for fewer than two."""
-    count = len(differences)
-    if count < 2:
-        return math.nan, math.nan
-    error = differences.std(ddof=1) / math.sqrt(count)
-    if not error:
-        return float(differences.mean()), float(differences.mean())
-    low, high = stats.t.interval(confidence, df=count - 1, loc=differences.mean(), scale=error)
-    return float(low), float(high)
+def tukey_margin(table: np.ndarray) -> float:
+    """How far the difference of any two means may be off, for all differences of a table together.
+
+    That is Tukey's interval in a randomized complete block design (Montgomery, Design and Analysis of Experiments,
+    chapter 4), whose blocks are the seeds: what is left of a result without the mean of its contestant and that of
+    its seed is noise, of the same size for everyone. For two contestants it is the paired t-test.
+
+    Args:
+        table: float ``[contestants, seeds]``, AP.
+
+    Returns:
+        half of the interval, in AP; NaN for less than two contestants or seeds.
+    """
+    num_contestants, num_seeds = table.shape
+    if min(num_contestants, num_seeds) < 2:
+        return math.nan
+    noise = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
+    degrees = (num_contestants - 1) * (num_seeds - 1)
+    quantile = stats.studentized_range.ppf(CONFIDENCE, num_contestants, degrees)
+    return float(quantile * math.sqrt((noise**2).sum() / degrees / num_seeds))
 
 
 @dataclass(frozen=True)
@@ -151,14 +166,16 @@ def judge(scores: Sequence[Scores], *, iterations: int) -> Verdict:
     scores = [each for each in scores if len(each.values) >= MIN_SEEDS] or scores
     best = max(scores, key=lambda each: each.mean)
     others = [each for each in scores if each is not best]
-    family = max(1, len(others))
-    against_best = [compare(best, each, num_comparisons=family) for each in others]
     by_name = {each.name: each for each in scores}
-    against_baseline = [
-        compare(each, by_name[each.baseline], num_comparisons=family)
-        for each in scores
-        if each.baseline in by_name and each.baseline != each.name
-    ]
+    against_best = compare_pairs([(best, each) for each in others], among=scores)
+    against_baseline = compare_pairs(
+        [
+            (each, by_name[each.baseline])
+            for each in scores
+            if each.baseline in by_name and each.baseline != each.name
+        ],
+        among=scores,
+    )
     if best.mean_ap50 < LEARNED_AP50:
         sentence = (
             f"Nothing has learned: the best, {best.title}, has AP50 {best.mean_ap50:.1f} after {iterations} "
