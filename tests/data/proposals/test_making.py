@@ -143,6 +143,15 @@ def test_other_json_files_are_an_error(tmp_path, content):
         PROPOSAL_REGISTRY.get("coco")(SourceOptions(file=str(tmp_path / "file.json")))
 
 
+def test_selective_search_finds_what_stands_out():
+    pytest.importorskip("cv2.ximgproc", reason="OpenCV lacks its contributed modules here")
+    image = np.full((96, 128, 3), 60, np.uint8)
+    image[24:72, 32:64] = (230, 40, 40)
+    boxes, scores = PROPOSAL_REGISTRY.get("selective_search")(SourceOptions())(image, {})
+    assert len(boxes) == len(scores) and np.all(np.diff(scores) < 0)
+    assert np.abs(boxes - [32, 24, 64, 72]).max(axis=1).min() <= 3  # the search is on 128 x 128 px
+
+
 def test_selective_search_says_what_it_needs():
     import cv2
 
