@@ -123,7 +123,7 @@ class Jobs:
         self._eta.running = 0
 
     def _done_now(self, running: Sequence[Training]) -> int:
-        """Iterations of this session that trainings have behind them which are not done yet."""
+        """Iterations of this call that trainings have behind them which are not done yet."""
         return sum(max(0, iterations_done(each) - self._earlier[each.folder]) for each in running)
 
     def _run_one(self, training: Training) -> None:
@@ -194,7 +194,7 @@ class Jobs:
 
 
 class TimeLeft:
-    """How long iterations that are still to come will take, at the speed of this session."""
+    """How long iterations that are still to come will take, at the speed of this call."""
 
     def __init__(self, total: int) -> None:
         self.remaining = total
@@ -203,7 +203,7 @@ class TimeLeft:
         self._began = time.monotonic()
 
     def skip(self, iterations: int) -> None:
-        """Count iterations of an earlier session."""
+        """Count iterations of an earlier call."""
         self.remaining -= iterations
 
     def add(self, iterations: int) -> None:
