@@ -71,7 +71,7 @@ class Jobs:
         self._processes: set[subprocess.Popen] = set()
         self._lock = threading.Lock()
         self._eta = TimeLeft(total_iterations)
-        # Iterations of earlier sessions, by the folder of their training.
+        # Iterations of earlier calls, by the folder of their training.
         self._earlier: dict[Path, int] = {}
 
     def run(self, trainings: Sequence[Training], described: Callable[[Training], str] | None = None) -> None:
