@@ -5,10 +5,12 @@ from updetr_d2.comparison.starts import FASTER_RCNN, FEW_LABEL
 
 
 def test_starts_go_to_the_detectors_that_they_suit():
-    ours, names = "custom/few_label_lite0_256px.yaml", ("cnn", "pretrained", "teacher", "pretrained_teacher")
+    ours = "custom/few_label_lite0_256px.yaml"
+    names = ("cnn", "pretrained", "coco", "teacher", "pretrained_teacher")
+    weights = {"weights": "cnn.pth", "coco_weights": "coco.pth"}
 
     def contestants(detectors, pretrain_config=None, own=()):
-        starts = choose_starts(names, weights={"weights": "cnn.pth"}, unlabeled="folder:photos", own=own)
+        starts = choose_starts(names, weights=weights, unlabeled="folder:photos", own=own)
         found = contestants_of(detectors, starts=starts, pretrain_config=pretrain_config, all_must_suit=False)
         return {(each.detector, each.start_name) for each in found}
 
@@ -17,7 +19,7 @@ def test_starts_go_to_the_detectors_that_they_suit():
         *((detector, "cnn") for detector in (FASTER_RCNN, ours, FEW_LABEL)),
         *((detector, "teacher") for detector in (ours, FEW_LABEL)),
         *((FEW_LABEL, start) for start in ("pretrained", "pretrained_teacher")),
-        (FASTER_RCNN, "mine"),
+        *((FASTER_RCNN, start) for start in ("coco", "mine")),
     }
     pretraining = "custom/few_label_lite0_pretrain_clusters.yaml"
     assert contestants([ours, FASTER_RCNN], pretraining) == {

@@ -29,6 +29,21 @@ def test_the_interval_is_that_of_a_paired_t_test(count):
     a, b = rng.normal(40, 5, (2, count))
     interval = stats.ttest_rel(a, b).confidence_interval(0.95)
     assert 2 * tukey_margin(np.stack([a, b])) == pytest.approx(interval.high - interval.low)
+    comparison = judge([scores("base", *b), scores("other", *a)], iterations=1).comparisons[-1]
+    assert comparison.first == "other" and comparison.mean == pytest.approx((a - b).mean())
+    assert (comparison.low, comparison.high) == pytest.approx((interval.low, interval.high))
+
+
+def test_the_interval_widens_with_the_number_of_contestants():
+    """Of the same noise, so that the best of many is not taken for better by chance."""
+    noise = np.array([[1.0, -1, 0], [-1, 1, 0]])
+    margins = [tukey_margin(np.concatenate([noise] * pairs)) for pairs in (1, 2, 4)]
+    per_noise = [
+        margin / math.sqrt((2 * pairs * 2) / ((2 * pairs - 1) * 2))
+        for margin, pairs in zip(margins, (1, 2, 4))
+    ]
+    quantiles = [stats.studentized_range.ppf(0.95, k, 2 * (k - 1)) / math.sqrt(3) for k in (2, 4, 8)]
+    assert per_noise == pytest.approx(quantiles)
 
 
 def test_the_interval_of_several_is_that_of_the_textbook():

@@ -17,6 +17,7 @@ from updetr_d2.comparison.starts import (
 )
 from updetr_d2.config import add_updetr_config
 from updetr_d2.config.files import find_config_file, merge_config_file
+from updetr_d2.tasks.base import task_of
 
 
 def choose_starts(
@@ -92,7 +93,11 @@ def contestants_of(
         suited = [
             detector
             for detector, cfg in cfgs.items()
-            if start.suits(detector, cfg.MODEL.META_ARCHITECTURE, first=detector == detectors[0])
+            if start.suits(
+                detector,
+                with_unlabeled=bool(task_of(cfg).with_unlabeled),
+                first=detector == detectors[0],
+            )
         ]
         if not suited and all_must_suit:
             raise ValueError(

@@ -26,7 +26,7 @@ class Start:
         pretraining: detector's config -> config whose training on images without labels gives MODEL.WEIGHTS
             instead.
         options: for the training of the detector.
-        architecture: META_ARCHITECTURE of the detectors that can start so; "" for all.
+        mean_teacher: whether the training learns from images without labels, too, which not all detectors can.
         first_only: whether it is a start of the first of ``--detectors`` alone.
         needs_unlabeled: whether there must be images without labels.
         results: before the names of its metrics and in the path of its predictions, such as "ema" for averaged
@@ -37,22 +37,22 @@ class Start:
     weights: str = "weights"
     pretraining: dict[str, str] = field(default_factory=dict)
     options: tuple[str, ...] = ()
-    architecture: str = ""
+    mean_teacher: bool = False
     first_only: bool = False
     needs_unlabeled: bool = False
     results: str = ""
 
-    def suits(self, detector: str, architecture: str, *, first: bool) -> bool:
+    def suits(self, detector: str, *, with_unlabeled: bool, first: bool) -> bool:
         """Whether a detector can start so.
 
         Args:
             detector: its config.
-            architecture: its META_ARCHITECTURE.
+            with_unlabeled: whether it can learn from images without labels, too.
             first: whether it is the first of ``--detectors``.
         """
         return (
             (first or not self.first_only)
-            and self.architecture in ("", architecture)
+            and (with_unlabeled or not self.mean_teacher)
             and (not self.pretraining or detector in self.pretraining)
         )
 
@@ -82,7 +82,7 @@ STARTS: dict[str, Start] = {
     "teacher": Start(
         "mean teacher",
         options=_TEACHER,
-        architecture="DETR",
+        mean_teacher=True,
         needs_unlabeled=True,
         results="ema",
     ),
@@ -90,7 +90,7 @@ STARTS: dict[str, Start] = {
         "our pre-training, with a mean teacher",
         pretraining=_PRETRAINING,
         options=_TEACHER,
-        architecture="DETR",
+        mean_teacher=True,
         needs_unlabeled=True,
         results="ema",
     ),

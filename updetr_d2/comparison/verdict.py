@@ -62,7 +62,7 @@ class Comparison:
     Attributes:
         first: name.
         second: name.
-        seeds: that both have results for.
+        seeds: that all contestants of the table have results for.
         mean: AP of the first less that of the second.
         low: lower end of the interval; NaN with less than two seeds.
         high: upper end.
