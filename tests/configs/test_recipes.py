@@ -311,6 +311,7 @@ def test_recipes_of_256_px_are_those_of_128_px_at_twice_the_size():
         "few_label_lite0": {
             "MODEL.CRITERION.FOCAL_ALPHA": 0.5,
             "MODEL.CRITERION.CLASS_WEIGHT": 4.0,
+            "SOLVER.BASE_LR": 0.002,
             "SOLVER.BACKBONE_MULTIPLIER": 0.3,
         },
         "faster_rcnn_lite0": {"MODEL.ANCHOR_GENERATOR.SIZES": [[32, 64, 128]], "SOLVER.BASE_LR": 0.0006},
