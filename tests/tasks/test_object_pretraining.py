@@ -53,6 +53,15 @@ def test_one_class_or_as_many_as_the_file_has_clusters(cfg):
         task_of(wrong).derive_num_classes(wrong, ())
 
 
+def test_a_file_without_clusters_cannot_give_classes(cfg):
+    made = Proposals.load(cfg.INPUT.PROPOSALS.FILE)
+    made.num_clusters, made.clusters = 0, np.empty(0, np.int32)
+    made.save(cfg.INPUT.PROPOSALS.FILE)
+    clusters = changed(cfg, ["INPUT.PROPOSALS.CLUSTERS", True, "MODEL.DETR.NUM_CLASSES", 0])
+    with pytest.raises(ValueError, match=r"boxes.npz has none: make it with .*--cluster K"):
+        task_of(clusters).derive_num_classes(clusters, ())
+
+
 def test_without_clusters_more_classes_than_one_are_refused(cfg):
     with pytest.raises(ValueError, match=r"NUM_CLASSES is 4; boxes without clusters have one class"):
         check_config(changed(cfg, ["MODEL.DETR.NUM_CLASSES", 4]))

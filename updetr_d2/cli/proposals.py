@@ -28,6 +28,7 @@ from updetr_d2 import add_updetr_config
 from updetr_d2.checkpoint.run_files import check_writable
 from updetr_d2.config.checks import check_registered
 from updetr_d2.config.files import find_config_file, merge_config_file
+from updetr_d2.config.options import merge_options
 from updetr_d2.data.datasets.names import DatasetDicts, load_dataset_dicts
 from updetr_d2.data.proposals import PROPOSAL_REGISTRY, Proposals, SourceOptions
 from updetr_d2.data.proposals.file import image_id_of
@@ -142,10 +143,7 @@ def read_config(config_file: str, opts: list[str]) -> CfgNode:
     cfg = get_cfg()
     add_updetr_config(cfg)
     merge_config_file(cfg, find_config_file(config_file))
-    try:
-        cfg.merge_from_list(opts)
-    except (AssertionError, KeyError) as error:  # yacs's way of saying that a key or value is wrong
-        raise ValueError(f"The options {' '.join(opts)} are not KEY VALUE pairs: {error}") from error
+    merge_options(cfg, opts)
     cfg.freeze()
     return cfg
 

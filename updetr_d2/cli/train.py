@@ -23,6 +23,7 @@ from updetr_d2 import add_updetr_config
 from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
 from updetr_d2.checkpoint.run_files import check_writable
 from updetr_d2.config.files import find_config_file, merge_config_file
+from updetr_d2.config.options import merge_options
 from updetr_d2.data.datasets.names import ensure_registered
 from updetr_d2.engine.config_file import kept_config
 from updetr_d2.engine.hooks import write_report
@@ -44,14 +45,7 @@ def setup(args: Namespace) -> CfgNode:
     # Detectron2's set-up opens the file as well, to log it.
     args = Namespace(**{**vars(args), "config_file": find_config_file(args.config_file)})
     merge_config_file(cfg, args.config_file)
-    try:
-        cfg.merge_from_list(args.opts)
-    except ValueError as error:  # yacs's, of a value of another type
-        if "tuple" not in str(error):
-            raise
-        raise ValueError(
-            f"{error}; a tuple of one name has a comma: DATASETS.TRAIN \"('NAME',)\"."
-        ) from error
+    merge_options(cfg, args.opts)
     check_config(cfg)
     if comm.is_main_process():
         check_writable(cfg.OUTPUT_DIR)
@@ -74,8 +68,8 @@ def configured_device(args: Namespace) -> str:
     add_updetr_config(cfg)
     try:
         merge_config_file(cfg, find_config_file(args.config_file))
-        cfg.merge_from_list(args.opts)
-    except (ValueError, KeyError, AssertionError):  # told by setup(), with advice
+        merge_options(cfg, args.opts)
+    except ValueError:  # told by setup(), with advice
         return "cuda"
     return cfg.MODEL.DEVICE
 

@@ -10,6 +10,7 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from updetr_d2.config.defaults import add_updetr_config
+from updetr_d2.config.options import similar_keys
 from updetr_d2.utils.files import refuse_special_file
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -52,6 +53,8 @@ def get_config(name: str) -> CfgNode:
     return cfg
 
 
+# How yacs begins its message about a key that does not exist.
+_UNKNOWN_KEY = "Non-existent config key: "
 # A config has some hundred values, and some kilobytes.
 _MAX_YAML_NODES = 100_000
 _MAX_YAML_CHARACTERS = 4_000_000
@@ -135,7 +138,9 @@ def merge_config_file(cfg: CfgNode, path: str) -> None:
         KeyError,
         ValueError,
     ) as error:  # Detectron2's and yacs's: of keys and their values
-        raise ValueError(f"{path}: {error.args[0]}") from error
+        problem = str(error.args[0])
+        key = problem.removeprefix(_UNKNOWN_KEY)
+        raise ValueError(f"{path}: {problem}{similar_keys(cfg, key) if key != problem else ''}") from error
 
 
 def find_config_file(path: str) -> str:

@@ -17,6 +17,7 @@ from updetr_d2.config import add_updetr_config
 from updetr_d2.config.access import get_value
 from updetr_d2.config.build import build_model
 from updetr_d2.config.files import find_config_file, merge_config_file
+from updetr_d2.config.options import merge_options
 from updetr_d2.data.dataset_mappers.oneshot import cut_patch
 from updetr_d2.data.datasets.names import ensure_registered
 from updetr_d2.data.transforms.image_io import read_image_rgb, stack_to_tensor, to_tensor
@@ -35,7 +36,7 @@ def setup_inference_config(config_file: str, options: Sequence) -> CfgNode:
     """Read and check a config; its data sets are used for their class names only and may be missing.
 
     Args:
-        config_file: a recipe, or the ``config.yaml`` that a run has written.
+        config_file: a file such as the ``config.yaml`` that a run has written, or the name of a recipe.
         options: alternating keys and values that override it.
 
     Returns:
@@ -47,13 +48,8 @@ def setup_inference_config(config_file: str, options: Sequence) -> CfgNode:
     """
     cfg = get_cfg()
     add_updetr_config(cfg)
-    merge_config_file(cfg, config_file)
-    try:
-        cfg.merge_from_list(list(options))
-    except (AssertionError, KeyError) as error:  # yacs's way of saying that a key or value is wrong
-        raise ValueError(
-            f"The options {' '.join(map(str, options))} are not KEY VALUE pairs: {error}"
-        ) from error
+    merge_config_file(cfg, find_config_file(config_file))
+    merge_options(cfg, options)
     check_config(cfg)
     task = task_of(cfg)
     key = task.num_classes_key(cfg)
@@ -152,8 +148,7 @@ class Predictor:
         Raises:
             ValueError: if a key or value is wrong, or the checkpoint is of another model.
         """
-        config_file = find_config_file(os.fspath(config))
-        return cls(setup_inference_config(config_file, [*options, "MODEL.WEIGHTS", str(weights)]))
+        return cls(setup_inference_config(os.fspath(config), [*options, "MODEL.WEIGHTS", str(weights)]))
 
     @overload
     def __call__(

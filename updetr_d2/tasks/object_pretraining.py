@@ -35,11 +35,15 @@ def derive_num_clusters(cfg: CfgNode) -> CfgNode:
     if not cfg.INPUT.PROPOSALS.FILE:
         raise ValueError("INPUT.PROPOSALS.CLUSTERS needs an INPUT.PROPOSALS.FILE with clusters: name it.")
     num_clusters = Proposals.load(cfg.INPUT.PROPOSALS.FILE).num_clusters
-    if cfg.MODEL.DETR.NUM_CLASSES not in (0, num_clusters) or not num_clusters:
+    if not num_clusters:
+        raise ValueError(
+            f"INPUT.PROPOSALS.CLUSTERS is on, but INPUT.PROPOSALS.FILE {cfg.INPUT.PROPOSALS.FILE} has none: "
+            "make it with `updetr proposals --cluster K`, or take a recipe of one class."
+        )
+    if cfg.MODEL.DETR.NUM_CLASSES not in (0, num_clusters):
         raise ValueError(
             f"MODEL.DETR.NUM_CLASSES is {cfg.MODEL.DETR.NUM_CLASSES}, but INPUT.PROPOSALS.FILE "
-            f"{cfg.INPUT.PROPOSALS.FILE} has {num_clusters} clusters; set it to 0 to take theirs, and make the "
-            "file with --cluster."
+            f"{cfg.INPUT.PROPOSALS.FILE} has {num_clusters} clusters; set it to 0 to take theirs."
         )
     return changed(cfg, ["MODEL.DETR.NUM_CLASSES", num_clusters])
 
