@@ -66,6 +66,15 @@ def test_recipes_that_are_meant_to_be_short_are_silent_until_they_are_made_short
     assert "6 iterations" in warnings()[0]
 
 
+@pytest.mark.parametrize(("unlabeled", "burn_in", "said"), [(True, 60, 1), (True, 59, 0), (False, 60, 0)])
+def test_a_burn_in_that_leaves_nothing_for_unlabeled_images(unlabeled, burn_in, said, warnings):
+    cfg = tiny_cfg("DETR", "SOLVER.MAX_ITER", 60, "SOLVER.MEAN_TEACHER.BURN_IN_ITERS", burn_in)
+    cfg.SOLVER.ADVISED_ITERS = 0
+    cfg.DATASETS.UNLABELED = ("folder:photos",) if unlabeled else ()
+    advice.advise_schedule(cfg, 100)
+    assert sum("BURN_IN_ITERS is 60 and the run has 60" in each for each in warnings()) == said
+
+
 def test_a_batch_larger_than_the_data(warnings):
     schedule(1000, batch=16, images=15)
     (warning,) = warnings()

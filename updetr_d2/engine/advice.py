@@ -28,7 +28,7 @@ _LOW_AP50 = 5.0
 
 
 def advise_schedule(cfg: CfgNode, num_images: int) -> None:
-    """Warn of runs that are too short to learn, and of batches larger than the data.
+    """Warn of runs too short to learn, or to use their unlabeled images, and of batches larger than the data.
 
     Args:
         cfg: with the schedule in iterations.
@@ -40,6 +40,13 @@ def advise_schedule(cfg: CfgNode, num_images: int) -> None:
             "The run has %d iterations, fewer than the %d (SOLVER.ADVISED_ITERS) that such a model needs: raise "
             "SOLVER.%s, or take a recipe for little data (configs/custom/few_label_lite0.yaml).",
             *(solver.MAX_ITER, solver.ADVISED_ITERS, "EPOCHS" if solver.EPOCHS else "MAX_ITER"),
+        )
+    burn_in = solver.MEAN_TEACHER.BURN_IN_ITERS
+    if cfg.DATASETS.UNLABELED and burn_in >= solver.MAX_ITER:
+        logger.warning(
+            "SOLVER.MEAN_TEACHER.BURN_IN_ITERS is %d and the run has %d iterations, so that the images of "
+            "DATASETS.UNLABELED are never used: make it about a third of the iterations.",
+            *(burn_in, solver.MAX_ITER),
         )
     if num_images < solver.IMS_PER_BATCH:
         logger.warning(
