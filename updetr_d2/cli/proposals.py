@@ -20,15 +20,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.utils.logger import setup_logger
 
 import updetr_d2.inference.model_boxes  # noqa: F401  (registration)
-from updetr_d2 import add_updetr_config
 from updetr_d2.checkpoint.run_files import check_writable
 from updetr_d2.config.checks import check_registered
-from updetr_d2.config.files import find_config_file, merge_config_file
-from updetr_d2.config.options import merge_options
+from updetr_d2.config.files import read_config
 from updetr_d2.data.datasets.names import DatasetDicts, load_dataset_dicts
 from updetr_d2.data.proposals import PROPOSAL_REGISTRY, Proposals, SourceOptions
 from updetr_d2.data.proposals.file import image_id_of
@@ -132,20 +130,6 @@ def run(args: argparse.Namespace) -> Proposals:
     if args.show:
         show(proposals, dataset, Path(f"{args.output}.pictures"), args.show)
     return proposals
-
-
-def read_config(config_file: str, opts: list[str]) -> CfgNode:
-    """The config of a network, whose data sets need not be there.
-
-    Raises:
-        ValueError: for a wrong key or value.
-    """
-    cfg = get_cfg()
-    add_updetr_config(cfg)
-    merge_config_file(cfg, find_config_file(config_file))
-    merge_options(cfg, opts)
-    cfg.freeze()
-    return cfg
 
 
 def describe(args: argparse.Namespace, cfg: CfgNode | None) -> dict:

@@ -13,17 +13,15 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from updetr_d2 import add_updetr_config
 from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
 from updetr_d2.checkpoint.run_files import check_writable
-from updetr_d2.config.files import find_config_file, merge_config_file
-from updetr_d2.config.options import merge_options
+from updetr_d2.config.files import find_config_file, read_config
 from updetr_d2.data.datasets.names import ensure_registered
 from updetr_d2.engine.config_file import kept_config
 from updetr_d2.engine.hooks import write_report
@@ -40,12 +38,9 @@ _FLAGS = ("--resume", "--eval-only")
 
 def setup(args: Namespace) -> CfgNode:
     """Read and check the config, start logging, register the data sets that it names."""
-    cfg = get_cfg()
-    add_updetr_config(cfg)
     # Detectron2's set-up opens the file as well, to log it.
     args = Namespace(**{**vars(args), "config_file": find_config_file(args.config_file)})
-    merge_config_file(cfg, args.config_file)
-    merge_options(cfg, args.opts)
+    cfg = read_config(args.config_file, args.opts)
     check_config(cfg)
     if comm.is_main_process():
         check_writable(cfg.OUTPUT_DIR)
@@ -64,11 +59,8 @@ def setup(args: Namespace) -> CfgNode:
 
 def configured_device(args: Namespace) -> str:
     """``MODEL.DEVICE``, which decides how the processes talk to each other; "cuda" if the config can't be read."""
-    cfg = get_cfg()
-    add_updetr_config(cfg)
     try:
-        merge_config_file(cfg, find_config_file(args.config_file))
-        merge_options(cfg, args.opts)
+        cfg = read_config(args.config_file, args.opts)
     except ValueError:  # told by setup(), with advice
         return "cuda"
     return cfg.MODEL.DEVICE

@@ -4,8 +4,6 @@ import dataclasses
 import os
 from collections.abc import Sequence
 
-from detectron2.config import CfgNode, get_cfg
-
 from updetr_d2.comparison.plan import Contestant
 from updetr_d2.comparison.starts import (
     DEFAULT_STARTS,
@@ -15,8 +13,7 @@ from updetr_d2.comparison.starts import (
     recipe_name,
     short_name,
 )
-from updetr_d2.config import add_updetr_config
-from updetr_d2.config.files import find_config_file, merge_config_file
+from updetr_d2.config.files import read_config
 from updetr_d2.tasks.base import task_of
 
 
@@ -147,11 +144,3 @@ def iterations_of(config: str) -> int:
     if iterations < 1:
         raise ValueError(f"{config} gives its schedule in epochs; say how many --iterations.")
     return iterations
-
-
-def read_config(config: str) -> CfgNode:
-    """A recipe or a config file."""
-    cfg = get_cfg()
-    add_updetr_config(cfg)
-    merge_config_file(cfg, find_config_file(config))
-    return cfg

@@ -3,6 +3,7 @@
 import difflib
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
@@ -10,7 +11,7 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from updetr_d2.config.defaults import add_updetr_config
-from updetr_d2.config.options import similar_keys
+from updetr_d2.config.options import merge_options, with_similar_keys
 from updetr_d2.utils.files import refuse_special_file
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -53,8 +54,6 @@ def get_config(name: str) -> CfgNode:
     return cfg
 
 
-# How yacs begins its message about a key that does not exist.
-_UNKNOWN_KEY = "Non-existent config key: "
 # A config has some hundred values, and some kilobytes.
 _MAX_YAML_NODES = 100_000
 _MAX_YAML_CHARACTERS = 4_000_000
@@ -138,9 +137,7 @@ def merge_config_file(cfg: CfgNode, path: str) -> None:
         KeyError,
         ValueError,
     ) as error:  # Detectron2's and yacs's: of keys and their values
-        problem = str(error.args[0])
-        key = problem.removeprefix(_UNKNOWN_KEY)
-        raise ValueError(f"{path}: {problem}{similar_keys(cfg, key) if key != problem else ''}") from error
+        raise ValueError(f"{path}: {with_similar_keys(cfg, str(error.args[0]))}") from error
 
 
 def find_config_file(path: str) -> str:
@@ -150,3 +147,20 @@ def find_config_file(path: str) -> str:
         ValueError: if there is neither.
     """
     return path if os.path.exists(path) or "://" in path else get_config_file(path)
+
+
+def read_config(config_file: str, options: Sequence = ()) -> CfgNode:
+    """A config file with the options of a command line, not frozen; nothing else of it is checked.
+
+    Args:
+        config_file: as for :func:`find_config_file`.
+        options: alternating keys and values.
+
+    Raises:
+        ValueError: if there is no such file, or a key or value is wrong.
+    """
+    cfg = get_cfg()
+    add_updetr_config(cfg)
+    merge_config_file(cfg, find_config_file(config_file))
+    merge_options(cfg, options)
+    return cfg

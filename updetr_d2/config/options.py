@@ -1,6 +1,7 @@
 """KEY VALUE options of a command line, and what to say of a key that does not exist."""
 
 import difflib
+import re
 from collections.abc import Sequence
 
 from detectron2.config import CfgNode
@@ -28,15 +29,14 @@ def merge_options(cfg: CfgNode, options: Sequence) -> None:
             f"{error}; a tuple of one name has a comma: DATASETS.TRAIN \"('NAME',)\"."
         ) from error
     except (AssertionError, KeyError) as error:  # yacs's, of keys
-        pairs = options if len(options) % 2 == 0 else ()
-        unknown = [key for key in map(str, pairs[::2]) if key not in flatten(cfg)]
         raise ValueError(
-            f"The options {' '.join(map(str, options))} are not KEY VALUE pairs: {error.args[0]}"
-            f"{''.join(similar_keys(cfg, key) for key in unknown)}"
+            f"The options {' '.join(map(str, options))} are not KEY VALUE pairs: "
+            f"{with_similar_keys(cfg, str(error.args[0]))}"
         ) from error
 
 
-def similar_keys(cfg: CfgNode, key: str) -> str:
-    """What to add to a message about a key that does not exist; "" if no other is like it."""
-    similar = difflib.get_close_matches(key, list(flatten(cfg)), n=3, cutoff=0.75)
-    return f"; similar to {key}: {', '.join(similar)}" if similar else ""
+def with_similar_keys(cfg: CfgNode, problem: str) -> str:
+    """A message of yacs; of one about a key that does not exist, with the keys that are most like it."""
+    unknown = re.fullmatch(r"Non-existent (?:config )?key: (\S+)", problem)
+    similar = difflib.get_close_matches(unknown[1], flatten(cfg), n=3, cutoff=0.75) if unknown else []
+    return f"{problem}; similar to {unknown[1]}: {', '.join(similar)}" if unknown and similar else problem

@@ -6,18 +6,16 @@ from typing import overload
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from PIL import Image
 from torch import nn
 
 from updetr_d2.checkpoint import run_files
 from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
-from updetr_d2.config import add_updetr_config
 from updetr_d2.config.access import get_value
 from updetr_d2.config.build import build_model
-from updetr_d2.config.files import find_config_file, merge_config_file
-from updetr_d2.config.options import merge_options
+from updetr_d2.config.files import read_config
 from updetr_d2.data.dataset_mappers.oneshot import cut_patch
 from updetr_d2.data.datasets.names import ensure_registered
 from updetr_d2.data.transforms.image_io import read_image_rgb, stack_to_tensor, to_tensor
@@ -46,10 +44,7 @@ def setup_inference_config(config_file: str, options: Sequence) -> CfgNode:
         ValueError: for a wrong key or value, or if the number of classes is 0 (take it from the data set)
             and the data set is not there.
     """
-    cfg = get_cfg()
-    add_updetr_config(cfg)
-    merge_config_file(cfg, find_config_file(config_file))
-    merge_options(cfg, options)
+    cfg = read_config(config_file, options)
     check_config(cfg)
     task = task_of(cfg)
     key = task.num_classes_key(cfg)
