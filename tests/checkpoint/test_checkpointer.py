@@ -257,3 +257,36 @@ def test_older_one_shot_checkpoints_are_no_pretraining(tmp_path):
     torch.save({"model": trained.state_dict(), "meta_architecture": "OneShotDETR"}, tmp_path / "old.pth")
     UPDETRCheckpointer(model).load(str(tmp_path / "old.pth"))
     assert equal(model.class_embed.weight, trained.class_embed.weight)
+
+
+@pytest.mark.parametrize("described", [True, False])
+def test_a_transformer_of_another_size_is_said_with_the_key(tmp_path, caplog, described):
+    runs = {
+        size: {"config": {"MODEL.DETR.DIM_FEEDFORWARD": size, "SEED": size}, "classes": []}
+        for size in (64, 96)
+    }
+    saver = UPDETRCheckpointer(tiny_model("DETR", "MODEL.DETR.DIM_FEEDFORWARD", 64), str(tmp_path))
+    saver.run = runs[64] if described else None
+    saver.save("model")
+    loader = UPDETRCheckpointer(tiny_model("DETR", "MODEL.DETR.DIM_FEEDFORWARD", 96))
+    loader.run = runs[96]
+    loader.load(str(tmp_path / "model.pth"), checkpointables=[])
+    (message,) = [
+        record.message for record in caplog.records if record.name.startswith("updetr_d2.checkpoint")
+    ]
+    assert "linear1.weight (64x" in message and "start from random values" in message
+    assert ("MODEL.DETR.DIM_FEEDFORWARD was 64 and is 96" in message) == described
+
+
+def test_a_head_of_other_classes_is_no_reason_to_warn(tmp_path, caplog):
+    UPDETRCheckpointer(tiny_model("DETR", "MODEL.DETR.NUM_CLASSES", 2), str(tmp_path)).save("model")
+    UPDETRCheckpointer(tiny_model("DETR", "MODEL.DETR.NUM_CLASSES", 3)).load(str(tmp_path / "model.pth"))
+    assert "another shape" not in caplog.text
+
+
+def test_a_file_that_is_no_checkpoint_is_named_with_the_key(tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8\xff")
+    with pytest.raises(
+        CheckpointError, match=r"^MODEL\.WEIGHTS: .*photo\.jpg was not loaded: it is damaged or not"
+    ):
+        UPDETRCheckpointer(tiny_model("DETR")).load(str(tmp_path / "photo.jpg"))

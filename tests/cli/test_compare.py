@@ -20,7 +20,7 @@ from updetr_d2.cli.proposals import get_parser as get_proposals_parser
 from updetr_d2.comparison.jobs import Jobs
 from updetr_d2.comparison.starts import DETECTORS, FASTER_RCNN, FEW_LABEL, STARTS
 from updetr_d2.config.files import get_config
-from updetr_d2.engine.trainer import EMA_RESULTS
+from updetr_d2.engine.ema import EMA_RESULTS
 
 FAKE = (sys.executable, str(Path(__file__).parents[1] / "comparison" / "fake_training.py"))
 

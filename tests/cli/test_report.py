@@ -151,7 +151,7 @@ def test_a_real_run_is_told_with_its_command(tool, tmp_path):
     assert ["SOLVER.MAX_ITER", "0", "2"] in page.rows
     assert [row for row in page.rows if row[0] == "PyTorch"]
     assert len(page.pictures()) >= 2  # curves and what was found
-    told = html.unescape(re.search(r"<pre>(python .*?)</pre>", text, flags=re.DOTALL)[1])
+    told = html.unescape(re.search(r"<pre>(updetr train .*?)</pre>", text, flags=re.DOTALL)[1])
     assert recipe in told and f"'{data}'" in told
 
 

@@ -1,6 +1,8 @@
 """What the command line does around training: the run's config.yaml, weights that do not fit."""
 
 import logging
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -20,13 +22,12 @@ def test_the_config_of_a_run_stays_until_another_run_begins(tmp_path):
 
 
 @pytest.mark.parametrize("fits", [True, False])
-def test_an_evaluation_says_that_weights_are_random(tmp_path, caplog, monkeypatch, fits):
+def test_an_evaluation_says_that_weights_are_random(tmp_path, caplog, fits):
     train_net = train
-    monkeypatch.setattr(train_net.UPDETRTrainer, "test", lambda cfg, model: {})
     torch.save({"model": tiny_model("DETR" if fits else "UPDETR").state_dict()}, tmp_path / "model.pth")
     cfg = tiny_cfg("DETR", "MODEL.WEIGHTS", str(tmp_path / "model.pth"), "OUTPUT_DIR", str(tmp_path))
     with caplog.at_level(logging.WARNING, "updetr_d2"):
-        train_net.evaluate(cfg, resume=False)
+        train_net.load_for_evaluation(cfg, resume=False)
     assert ("class_embed.weight, are not in MODEL.WEIGHTS" in caplog.text) != fits
 
 
@@ -61,3 +62,27 @@ def test_flags_may_stand_behind_the_pairs():
 def test_what_is_no_pair_is_said_in_a_sentence(argv, words):
     with pytest.raises(SystemExit, match=words):
         train.parse_arguments(argv)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_is_refused_at_the_start_is_one_sentence_on_the_console(tmp_path, processes):
+    name = f"coco:{tmp_path / 'missing.json'}@{tmp_path}"
+    config = get_config_file("custom/few_label_lite0.yaml")
+    options = ["DATASETS.TRAIN", f"('{name}',)", "OUTPUT_DIR", str(tmp_path / "run")]
+    command = [
+        sys.executable,
+        "-m",
+        "updetr_d2",
+        "train",
+        "--config-file",
+        config,
+        "--num-gpus",
+        str(processes),
+    ]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    console = done.stdout + done.stderr
+    assert "Traceback" not in console
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "missing.json" in line and "DATASETS.TRAIN" in line
+    assert "Traceback" in (tmp_path / "run" / "log.txt").read_text()

@@ -11,7 +11,7 @@ from helpers import tiny_cfg
 from benchmarks.speed import benchmark
 from updetr_d2 import add_updetr_config
 from updetr_d2.cli import demo, export, report, train
-from updetr_d2.config.files import merge_config_file
+from updetr_d2.config.files import get_config, merge_config_file
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPE = "quickstart/detr_lite0_scenes_detection.yaml"
@@ -201,3 +201,18 @@ def test_a_report_of_a_run_folder_with_an_alias_bomb_is_made(tmp_path):
     (tmp_path / "config.yaml").write_text(alias_bomb())
     assert report.main([str(tmp_path)]) == 0
     assert "config.yaml cannot be read" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize("base", [RECIPE, f"configs/{RECIPE}", f"[{RECIPE}]"])
+def test_a_base_may_be_a_recipe_by_its_name(tmp_path, base):
+    (tmp_path / "mine.yaml").write_text(f"_BASE_: {base}\nSEED: 7\n")
+    cfg = merged(tmp_path / "mine.yaml")
+    cfg.SEED = get_config(RECIPE).SEED
+    assert cfg == get_config(RECIPE)
+
+
+def test_a_file_beside_a_config_goes_before_a_recipe_of_its_name(tmp_path):
+    (tmp_path / RECIPE).parent.mkdir()
+    (tmp_path / RECIPE).write_text("SEED: 5\nVERSION: 2\n")
+    (tmp_path / "mine.yaml").write_text(f"_BASE_: {RECIPE}\n")
+    assert merged(tmp_path / "mine.yaml").SEED == 5

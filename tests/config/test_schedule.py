@@ -1,7 +1,9 @@
 """Schedules in epochs become iterations of the given data set and batch size; explicit iterations win."""
 
 import pytest
+import torch
 from detectron2.config import get_cfg
+from detectron2.solver import build_lr_scheduler
 
 from updetr_d2 import add_updetr_config
 from updetr_d2.config.schedule import derive_schedule
@@ -71,3 +73,19 @@ def test_a_step_after_the_end_is_an_error(cfg):
     cfg.SOLVER.EPOCHS, cfg.SOLVER.EPOCH_STEPS = 10, (40,)
     with pytest.raises(ValueError, match=r"SOLVER\.EPOCH_STEPS \(40,\) must be smaller"):
         derive_schedule(cfg, 100)
+
+
+@pytest.mark.parametrize(
+    ("steps", "max_iter", "inside"),
+    [((40,), 1, ()), ((3, 5), 5, (3,)), ((5, 3), 9, (3, 5)), ((0, 2, 2), 3, (2,)), ((3, 5), 9, (3, 5))],
+)
+def test_steps_that_a_shortened_run_does_not_reach_are_left_out(cfg, steps, max_iter, inside):
+    cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER = steps, max_iter
+    derived = derive_schedule(cfg, 100)
+    assert inside == derived.SOLVER.STEPS
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=derived.SOLVER.BASE_LR)
+    scheduler = build_lr_scheduler(derived, optimizer)
+    for _ in range(max_iter):
+        optimizer.step()
+        scheduler.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.001 * 0.1 ** len(inside))

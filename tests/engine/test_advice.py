@@ -207,3 +207,11 @@ def test_the_trainer_says_each_once(tmp_path, warnings, monkeypatch):
     text = "\n".join(warnings())
     for part in ("fewer than the 1000", "IMS_PER_BATCH is 8", "4 of the 4 images", "The last AP50"):
         assert text.count(part) == 1
+
+
+@pytest.mark.parametrize(("iterations", "factor", "said"), [(20, 1.0, 1), (20, 0.01, 0), (0, 1.0, 0)])
+def test_a_warmup_that_does_nothing(iterations, factor, said, warnings):
+    cfg = tiny_cfg("DETR", "SOLVER.WARMUP_ITERS", iterations, "SOLVER.WARMUP_FACTOR", factor)
+    cfg.SOLVER.ADVISED_ITERS = 0
+    advice.advise_schedule(cfg, 100)
+    assert sum("WARMUP_ITERS is 20" in each for each in warnings()) == said

@@ -154,8 +154,9 @@ def test_metrics_that_cannot_be_written_do_not_end_the_run(caplog):
         def write(self):
             raise OSError(28, "No space left on device")
 
-    hook = MetricsWriter([Full()], period=1)
+    hook = MetricsWriter(lambda: [Full()], period=1)
     hook.trainer = SimpleNamespace(iter=3, max_iter=10)
+    hook.before_train()
     with caplog.at_level(logging.ERROR):
         hook.after_step()
         hook.after_train()

@@ -1,5 +1,7 @@
 """From a run or a recipe to boxes: what images it takes, what it says of them, and what it refuses."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -35,13 +37,23 @@ def test_paths_pil_images_arrays_and_lists_give_what_the_model_gives(tmp_path, p
     image = Image.open(photo)
     expected = model([{"image": to_tensor(image), "height": 64, "width": 96}])[0]["instances"]
     for each in (str(photo), photo, image, np.asarray(image)):
-        found = predictor(each)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # such as PyTorch's of arrays that are read-only
+            found = predictor(each)
         torch.testing.assert_close(found.instances.pred_boxes.tensor, expected.pred_boxes.tensor)
         torch.testing.assert_close(found["instances"].scores, expected.scores)
         assert found.class_names == ["class 0", "class 1", "class 2", "class 3"]
         assert found.panoptic_seg is None
     several = predictor([photo, np.asarray(image)[:32]])
     assert [each.instances.image_size for each in several] == [(64, 96), (32, 96)]
+
+
+def test_names_come_from_the_checkpoint_where_the_data_set_is_not_there(tmp_path, photo):
+    make(tmp_path, "DETR")
+    checkpoint = torch.load(tmp_path / "model.pth", weights_only=True)
+    torch.save({**checkpoint, "run": {"config": {}, "classes": ["a", "b", "c", "d"]}}, tmp_path / "model.pth")
+    predictor = Predictor.from_config(tmp_path / "config.yaml", weights=tmp_path / "model.pth")
+    assert predictor(photo).class_names == ["a", "b", "c", "d"]
 
 
 def test_the_threshold_keeps_what_is_at_least_as_sure(tmp_path, photo):

@@ -47,7 +47,7 @@ def test_the_last_command_line_and_environment_count(folder):
     (folder / "log.txt").write_text(LOG.replace("{arguments}", ARGUMENTS))
     run = RunFolder.read(folder)
     assert run.command == (
-        "python tools/train_net.py --config-file configs/voc/updetr_r50_voc_150ep.yaml --num-gpus 8 "
+        "updetr train --config-file configs/voc/updetr_r50_voc_150ep.yaml --num-gpus 8 "
         "DATASETS.TRAIN '(\"a b\",)'"
     )
     assert run.environment == {
@@ -145,3 +145,23 @@ def test_the_recipe_is_read_with_its_bases(folder, tmp_path):
 def test_other_folders_are_refused(tmp_path):
     with pytest.raises(ValueError, match="it has no config"):
         RunFolder.read(tmp_path)
+
+
+def test_an_evaluation_after_a_training_is_what_counts(folder):
+    log_metrics(folder, {"iteration": 40, "bbox/AP": 30.0})
+    evaluation = folder / "inference" / "val"
+    evaluation.mkdir(parents=True)
+    (evaluation / "bbox_results.json").write_text('{"AP": 20.0}')
+    (folder / "log.txt").write_text(LOG.replace("{arguments}", ARGUMENTS))
+    assert RunFolder.read(folder).metrics == {"bbox/AP": 30.0}
+    (folder / "log.txt").write_text(
+        LOG.replace("{arguments}", ARGUMENTS.replace("eval_only=False", "eval_only=True"))
+    )
+    assert RunFolder.read(folder).metrics == {"bbox/AP": 20.0}
+
+
+def test_what_an_earlier_training_left_is_not_of_the_run(folder):
+    for place in ("inference", "earlier_1/inference"):
+        (folder / place / "val" / "pictures").mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(folder / place / "val" / "pictures" / "0.png")
+    assert list(RunFolder.read(folder).pictures) == ["inference/val/pictures"]

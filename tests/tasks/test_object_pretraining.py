@@ -1,5 +1,7 @@
 """The tasks of pre-training on proposals: classes of a file, images of another, patches for queries."""
 
+import os
+
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog
@@ -73,6 +75,25 @@ def test_proposals_of_other_images_are_refused_at_the_start(cfg, tmp_path):
     others = [{**each, "image_id": f"other/{each['image_id']}"} for each in dataset_dicts]
     with pytest.raises(ValueError, match=r"knows none of the images of DATASETS\.TRAIN"):
         task_of(cfg).check_training_set(cfg, others)
+
+
+def test_proposals_of_other_files_with_the_same_names_are_told_at_the_start(cfg, caplog):
+    dataset_dicts = load_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False)
+    task_of(cfg).check_training_set(cfg, dataset_dicts)
+    assert "other files" not in caplog.text
+    for each in dataset_dicts:
+        with open(each["file_name"], "ab") as file:
+            file.write(b"other")
+    task_of(cfg).check_training_set(cfg, dataset_dicts)
+    assert "but other files: 4 of 4" in caplog.text
+    assert os.path.basename(dataset_dicts[0]["file_name"]) in caplog.text
+
+
+def test_a_detector_says_that_it_uses_no_proposals(cfg, caplog):
+    detector = changed(cfg, ["MODEL.META_ARCHITECTURE", "DETR", "MODEL.DETR.NUM_CLASSES", 1])
+    labeled = [{"file_name": "a.png", "annotations": [{"category_id": 0}]}]
+    task_of(detector).check_training_set(detector, labeled)
+    assert "INPUT.PROPOSALS.FILE" in caplog.text and "is not used" in caplog.text
 
 
 def test_queries_of_updetr_get_patches_of_some_of_the_boxes(cfg):

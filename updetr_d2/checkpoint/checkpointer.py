@@ -38,6 +38,7 @@ class UPDETRCheckpointer(DetectionCheckpointer):
     Attributes:
         loaded_keys: names of the tensors taken from the last file.
         resumed_from: the checkpoint of this run that it goes on from; None if it starts.
+        trained_classes: names by contiguous id that the last file's run has learned; empty if it does not tell.
         run: what each checkpoint says of its run (:func:`.resuming.describe_run`), for a later resume.
         averaged: take averaged weights (EMA) where a file has them; a run that goes on takes both in any case.
     """
@@ -46,6 +47,7 @@ class UPDETRCheckpointer(DetectionCheckpointer):
     resumed_from: str | None = None
     run: dict | None = None
     averaged: bool = False
+    trained_classes: Sequence[str] = ()
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write a checkpoint, then the file that names it as the last one; both whole or not at all.
@@ -158,7 +160,12 @@ class UPDETRCheckpointer(DetectionCheckpointer):
         return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
 
     def _torch_load(self, f: str) -> dict:
-        return load_state_file(f)
+        try:
+            return load_state_file(f)
+        except CheckpointError as error:
+            if self.resumed_from:
+                raise
+            raise CheckpointError(f"MODEL.WEIGHTS: {error}") from error
 
     def _load_model(self, checkpoint: dict) -> Any:
         kind, ours = checkpoint.get("meta_architecture"), type(self.model).__name__
@@ -181,8 +188,10 @@ class UPDETRCheckpointer(DetectionCheckpointer):
         left_out = [key for key in weights if key.startswith(prefixes)]
         for key in left_out:
             del weights[key]
+        self.trained_classes = (checkpoint.get("run") or {}).get("classes", ())
         incompatible = super()._load_model(checkpoint)
         self._log_loaded(left_out, incompatible)
+        self._warn_of_shapes(incompatible.incorrect_shapes, checkpoint.get("run"))
         return incompatible
 
     @property
@@ -210,6 +219,20 @@ class UPDETRCheckpointer(DetectionCheckpointer):
         ]
         headers = ("part", "loaded", "left out", "wrong shape", "not in checkpoint", "not in model")
         logger.info("Tensors taken from the checkpoint:\n%s", tabulate(rows, headers, tablefmt="pipe"))
+
+    def _warn_of_shapes(self, incorrect_shapes: list[tuple], run: dict | None) -> None:
+        """Say that a part of the model stays random because it has another size; heads of other classes do."""
+        wrong = [each for each in incorrect_shapes if not each[0].startswith(_CLASS_MODULES)]
+        if not wrong:
+            return
+        changed = resuming.keys_of_shapes([(theirs, ours) for _, theirs, ours in wrong], run, self.run)
+        name, theirs, ours = wrong[0]
+        logger.warning(
+            "%d tensors of MODEL.WEIGHTS '%s' have another shape than in this model and are not taken, such as %s "
+            "(%s there, %s here)%s: they start from random values.",
+            *(len(wrong), self._path, name, "x".join(map(str, theirs)), "x".join(map(str, ours))),
+            f"; {', '.join(changed)}" if changed else "",
+        )
 
 
 def _fetched_by_main(name: str) -> str:

@@ -95,6 +95,32 @@ def check_model(
         raise _refusal(path, f"it does not fit the model ({_summary(problems)}){because}")
 
 
+def keys_of_shapes(
+    shapes: Iterable[tuple[Sequence[int], Sequence[int]]],
+    before: dict[str, Any] | None,
+    now: dict[str, Any] | None,
+) -> list[str]:
+    """The keys of two runs that explain tensors of other shapes.
+
+    Args:
+        shapes: of each tensor, in the checkpoint and in the model.
+        before, now: as for :func:`check_run`.
+
+    Returns:
+        for each key that was one side of a tensor and is another now, a text such as "MODEL.DETR.HIDDEN_DIM was
+        128 and is 64".
+    """
+    if not before or not now:
+        return []
+    sides = {pair for theirs, ours in shapes for pair in zip(theirs, ours)}
+    keys = tuple(
+        key
+        for key, value in now["config"].items()
+        if type(value) is int and (before["config"].get(key), value) in sides
+    )
+    return _changes(before["config"], now["config"], keys)
+
+
 def optimizer_state(
     optimizer: torch.optim.Optimizer,
     saved: dict[str, Any],

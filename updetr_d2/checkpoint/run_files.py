@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 FINAL_NAME = "model_final"
 BEST_NAME = "model_best"
 LAST_CHECKPOINT = "last_checkpoint"
+# Folders in OUTPUT_DIR, with a number behind it, of trainings that were there before.
+EARLIER_RUN = "earlier_"
 _NUMBERED = re.compile(r"model_(\d+)\.pth")
 
 

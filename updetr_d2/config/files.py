@@ -3,9 +3,10 @@
 import difflib
 import io
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import yaml
 from detectron2.config import CfgNode, get_cfg
@@ -92,7 +93,13 @@ def _num_nodes(node: yaml.Node, known: dict[int, float]) -> float:
 
 
 class _RefusingConfig(CfgNode):
-    """Opens regular files without alias bombs only, those named by ``_BASE_`` included."""
+    """Opens regular files without alias bombs only, those named by ``_BASE_`` included, which may be recipes."""
+
+    @classmethod
+    def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
+        if "://" not in filename and not os.path.exists(filename):
+            filename = _named_recipe(filename) or filename
+        return super().load_yaml_with_base(filename, allow_unsafe=allow_unsafe)
 
     @classmethod
     def _open_cfg(cls, filename: str) -> IO[str]:
@@ -103,11 +110,18 @@ class _RefusingConfig(CfgNode):
         return io.StringIO(text)
 
 
+def _named_recipe(path: str) -> str | None:
+    """The recipe that ``_BASE_`` names; before its name, ``path`` has the folder of the file that says so."""
+    parts = Path(path).parts
+    names = ("/".join(parts[begin:]) for begin in range(len(parts)))
+    return next((str(CONFIGS / name) for name in names if (CONFIGS / name).is_file()), None)
+
+
 def merge_config_file(cfg: CfgNode, path: str) -> None:
     """Merge a config file, and those that its ``_BASE_`` names, without ever running code from them.
 
     ``CfgNode.merge_from_file`` alone loads what safe YAML refuses with unsafe YAML, which calls any function that
-    the file names.
+    the file names; it gets what safe YAML has read.
 
     Args:
         cfg: extended in place.
@@ -117,8 +131,11 @@ def merge_config_file(cfg: CfgNode, path: str) -> None:
         ValueError: if there is no such file, it is not plain YAML, or a key or value is wrong.
     """
     try:
-        _RefusingConfig.load_yaml_with_base(path, allow_unsafe=False)
-        cfg.merge_from_file(path, allow_unsafe=False)
+        values = _RefusingConfig.load_yaml_with_base(path)
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
+            yaml.safe_dump(values, file)
+            file.flush()
+            cfg.merge_from_file(file.name, allow_unsafe=False)
     except yaml.constructor.ConstructorError as error:
         raise ValueError(
             f"The config {path} was not loaded: {error.problem}, and only plain values are read from configs."

@@ -43,6 +43,13 @@ def derive_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
             )
         # Relative to the whole run, so that a shortened MAX_ITER keeps the shape of the schedule.
         solver.STEPS = tuple(round(step / solver.EPOCHS * solver.MAX_ITER) for step in solver.EPOCH_STEPS)
+    inside = tuple(sorted({step for step in solver.STEPS if 0 < step < solver.MAX_ITER}))
+    if inside != tuple(solver.STEPS):  # the scheduler raises an error that names no key
+        logger.warning(
+            "SOLVER.STEPS %s: those between 0 and SOLVER.MAX_ITER (%d) count, %s.",
+            *(tuple(solver.STEPS), solver.MAX_ITER, inside),
+        )
+        solver.STEPS = inside
     if solver.CHECKPOINT_PERIOD <= 0:
         solver.CHECKPOINT_PERIOD = round(solver.CHECKPOINT_EPOCHS * epoch_length) or solver.MAX_ITER
     if cfg.TEST.EVAL_PERIOD <= 0:

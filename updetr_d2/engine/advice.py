@@ -11,7 +11,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from updetr_d2.data.datasets.names import DatasetDicts
-from updetr_d2.utils.files import printable
+from updetr_d2.utils.files import file_size, printable
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +23,8 @@ _MOST_SIZES = 5000
 _MOST_OPENED = 2000
 _BLOCK_SIZE = 2**14
 
+# SOLVER.ADVISED_ITERS of the recipes for little data.
+_ADVISED_FOR_FEW_LABELS = 300
 # Percent: below it hardly a box is right.
 _LOW_AP50 = 5.0
 
@@ -36,10 +38,18 @@ def advise_schedule(cfg: CfgNode, num_images: int) -> None:
     """
     solver = cfg.SOLVER
     if solver.MAX_ITER < solver.ADVISED_ITERS:
+        other = ", or take a recipe for little data (configs/custom/few_label_lite0.yaml)"
         logger.warning(
             "The run has %d iterations, fewer than the %d (SOLVER.ADVISED_ITERS) that such a model needs: raise "
-            "SOLVER.%s, or take a recipe for little data (configs/custom/few_label_lite0.yaml).",
+            "SOLVER.%s%s.",
             *(solver.MAX_ITER, solver.ADVISED_ITERS, "EPOCHS" if solver.EPOCHS else "MAX_ITER"),
+            other if solver.ADVISED_ITERS > _ADVISED_FOR_FEW_LABELS else "",
+        )
+    if solver.WARMUP_ITERS and solver.WARMUP_FACTOR == 1.0:
+        logger.warning(
+            "SOLVER.WARMUP_ITERS is %d, but the learning rate starts at SOLVER.WARMUP_FACTOR 1.0 of itself: set "
+            "that to 0.01 for a warm-up, or WARMUP_ITERS to 0.",
+            solver.WARMUP_ITERS,
         )
     burn_in = solver.MEAN_TEACHER.BURN_IN_ITERS
     if cfg.DATASETS.UNLABELED and burn_in >= solver.MAX_ITER:
@@ -99,12 +109,12 @@ def _copies(sample: Sequence[str], train_names: Iterable[str]) -> list[str]:
         candidates = [name for name in candidates if os.path.basename(name) in base_names][:_MOST_SIZES]
     of_size = defaultdict(list)
     for name in candidates:
-        of_size[_size(name)].append(name)
+        of_size[file_size(name)].append(name)
     num_opened = 0
     digests: dict[int, set[bytes | None]] = {}
     copies = []
     for name in sample:
-        size = _size(name)
+        size = file_size(name)
         if size is None or size not in of_size:
             continue
         if size not in digests:
@@ -116,14 +126,6 @@ def _copies(sample: Sequence[str], train_names: Iterable[str]) -> list[str]:
         if digest is not None and digest in digests[size]:
             copies.append(name)
     return copies
-
-
-def _size(name: str) -> int | None:
-    """In bytes; None for what is no file, such as an image in a shard."""
-    try:
-        return os.path.getsize(name)
-    except (OSError, ValueError):
-        return None
 
 
 def _digest(name: str, size: int) -> bytes | None:

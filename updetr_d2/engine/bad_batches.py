@@ -12,6 +12,8 @@ from updetr_d2.checkpoint.run_files import save_atomically
 from updetr_d2.checkpoint.safe_loading import load_state_file
 from updetr_d2.engine.step_seed import seed_step
 
+# Folder in OUTPUT_DIR.
+BAD_BATCHES = "bad_batches"
 _KIND = "__class__"
 
 
@@ -76,7 +78,7 @@ def replay(model: nn.Module, saved: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _folder(output_dir: str) -> str:
-    folder = os.path.join(output_dir, "bad_batches")
+    folder = os.path.join(output_dir, BAD_BATCHES)
     os.makedirs(folder, exist_ok=True)
     return folder
 

@@ -7,6 +7,9 @@ from detectron2.engine import HookBase
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+# Before the names of the results of the averaged weights, and the folder in OUTPUT_DIR of their files.
+EMA_RESULTS = "ema"
+
 
 class WeightAverage:
     """A second model whose weights follow those of a model in training.

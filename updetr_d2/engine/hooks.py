@@ -1,11 +1,13 @@
 """Training hooks: checkpoints with the position in the data stream, metrics, skipped files."""
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 
 from updetr_d2.checkpoint import run_files
 from updetr_d2.checkpoint.checkpointer import UPDETRCheckpointer
@@ -37,6 +39,7 @@ class CheckpointHook(HookBase):
 
     def before_train(self) -> None:
         if comm.is_main_process():
+            os.makedirs(self.checkpointer.save_dir, exist_ok=True)
             run_files.remove_unfinished(self.checkpointer.save_dir)
 
     def after_step(self) -> None:
@@ -115,14 +118,28 @@ class SettleHook(HookBase):
             self.trainer.settle()
 
 
-class MetricsWriter(hooks.PeriodicWriter):
-    """Detectron2's writer of metrics; a full disk is logged instead of ending the run."""
+class MetricsWriter(HookBase):
+    """Detectron2's ``PeriodicWriter``; a full disk is logged instead of ending the run.
+
+    Args:
+        build_writers: gives the writers, which open their files; called when the training begins.
+        period: iterations between two lines.
+    """
+
+    def __init__(self, build_writers: Callable[[], list[EventWriter]], *, period: int) -> None:
+        self._build_writers = build_writers
+        self._period = period
+        self._writer = hooks.PeriodicWriter([], period)  # for a training that fails before it begins
+
+    def before_train(self) -> None:
+        self._writer = hooks.PeriodicWriter(self._build_writers(), self._period)
+        self._writer.trainer = self.trainer
 
     def after_step(self) -> None:
-        self._try(super().after_step)
+        self._try(self._writer.after_step)
 
     def after_train(self) -> None:
-        self._try(super().after_train)
+        self._try(self._writer.after_train)
 
     def _try(self, write: Callable[[], None]) -> None:
         try:

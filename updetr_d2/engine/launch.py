@@ -25,10 +25,16 @@ from updetr_d2.engine.preemption import STOP_SIGNALS, STOPPED_EXIT_CODE
 
 logger = logging.getLogger(__name__)
 
+# Of a start that was refused with a sentence.
+REFUSED_EXIT_CODE = 1
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 # How long processes wait for each other: the others for the main one, while it computes the metrics of COCO.
 _TIMEOUT = timedelta(hours=3)
+
+
+class LaunchError(ValueError):
+    """Processes that cannot be started as asked; the message is one sentence for the user."""
 
 
 def launch(main: Callable[[Namespace], object], args: Namespace, *, device: str = "cuda") -> object:
@@ -45,13 +51,13 @@ def launch(main: Callable[[Namespace], object], args: Namespace, *, device: str 
         what ``main`` returned, where it ran in this process.
 
     Raises:
-        ValueError: if there are fewer GPUs than asked for, or the processes could not find each other.
+        LaunchError: if there are fewer GPUs than asked for, or the processes could not find each other.
         SystemExit: if the processes have stopped after a signal, with their exit code.
     """
     use_gpu = device.startswith("cuda") and torch.cuda.is_available()
     num_gpus = torch.cuda.device_count()
     if use_gpu and args.num_gpus > num_gpus:
-        raise ValueError(f"--num-gpus is {args.num_gpus}, but torch sees {num_gpus} here.")
+        raise LaunchError(f"--num-gpus is {args.num_gpus}, but torch sees {num_gpus} here.")
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         if args.num_gpus * args.num_machines > 1:
             check_dist_url(args.dist_url, num_machines=args.num_machines, machine_rank=args.machine_rank)
@@ -76,15 +82,15 @@ def check_dist_url(url: str, *, num_machines: int, machine_rank: int) -> None:
         num_machines, machine_rank: of the command line.
 
     Raises:
-        ValueError: naming the argument, if the processes cannot meet there.
+        LaunchError: naming the argument, if the processes cannot meet there.
     """
     if num_machines < 1 or not 0 <= machine_rank < num_machines:
-        raise ValueError(
+        raise LaunchError(
             f"--machine-rank is {machine_rank} of --num-machines {num_machines}: machines are numbered from 0."
         )
     if url == "auto":
         if num_machines > 1:
-            raise ValueError("--dist-url auto is for one machine; name tcp://HOST:PORT of machine 0.")
+            raise LaunchError("--dist-url auto is for one machine; name tcp://HOST:PORT of machine 0.")
         return
     parts = urlsplit(url)
     if parts.scheme == "file":
@@ -94,14 +100,14 @@ def check_dist_url(url: str, *, num_machines: int, machine_rank: int) -> None:
     except ValueError:  # no number, or too large
         port = None
     if parts.scheme != "tcp" or not parts.hostname or not port:
-        raise ValueError(
+        raise LaunchError(
             f"--dist-url is '{url}'; it must be tcp://HOST:PORT with a port from 1 to 65535, or auto on one "
             "machine."
         )
     try:
         socket.getaddrinfo(parts.hostname, port)
     except OSError as error:
-        raise ValueError(
+        raise LaunchError(
             f"--dist-url is '{url}', whose host is not known here ({error.strerror})."
         ) from error
     if machine_rank == 0:
@@ -109,14 +115,14 @@ def check_dist_url(url: str, *, num_machines: int, machine_rank: int) -> None:
 
 
 def _check_port(url: str, port: int) -> None:
-    """Raise ValueError if this machine cannot listen on a port."""
+    """Raise LaunchError if this machine cannot listen on a port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("", port))
         except OSError as error:
             reason = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
-            raise ValueError(
+            raise LaunchError(
                 f"--dist-url is '{url}', but port {port} of this machine {reason}, perhaps by another run: choose "
                 "another one, or --dist-url auto on one machine."
             ) from error
@@ -160,8 +166,8 @@ def _launch_processes(main: Callable[[Namespace], object], args: Namespace) -> N
                 timeout=_TIMEOUT,
             )
     except ProcessExitedException as error:
-        if error.exit_code == STOPPED_EXIT_CODE:
-            sys.exit(STOPPED_EXIT_CODE)
+        if error.exit_code in (STOPPED_EXIT_CODE, REFUSED_EXIT_CODE):  # it has said why
+            sys.exit(error.exit_code)
         if error.exit_code == -signal.SIGKILL:
             logger.error(
                 "Process %d was killed, probably because memory ran out: lower DATALOADER.NUM_WORKERS or "

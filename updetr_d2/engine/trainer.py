@@ -29,7 +29,8 @@ from updetr_d2.engine.advice import LowResultAdvice, advise_held_out, advise_sch
 from updetr_d2.engine.best_checkpoint import BestCheckpointHook, TrainingIsDone
 from updetr_d2.engine.compilation import compile_parts
 from updetr_d2.engine.config_file import save_config
-from updetr_d2.engine.ema import EMAHook, WeightAverage
+from updetr_d2.engine.earlier_run import set_aside_earlier_run
+from updetr_d2.engine.ema import EMA_RESULTS, EMAHook, WeightAverage
 from updetr_d2.engine.finite_check import FiniteCheck
 from updetr_d2.engine.hooks import (
     CheckpointHook,
@@ -50,8 +51,6 @@ from updetr_d2.utils.cache import short_name
 
 logger = logging.getLogger(__name__)
 
-# Before the names of the results of the averaged weights, and the folder in OUTPUT_DIR of their files.
-EMA_RESULTS = "ema"
 # Iterations between lines in the log and in metrics.json.
 WRITE_PERIOD = 20
 # Bytes; evaluators add to it, and names have an end at 255.
@@ -193,7 +192,7 @@ class UPDETRTrainer(DefaultTrainer):
             LowResultAdvice(),
             SettleHook(WRITE_PERIOD),
             DataTimeAdvice(num_workers=cfg.DATALOADER.NUM_WORKERS),
-            MetricsWriter(self.build_writers(), period=WRITE_PERIOD) if comm.is_main_process() else None,
+            MetricsWriter(self.build_writers, period=WRITE_PERIOD) if comm.is_main_process() else None,
             # Without pictures the page has little to say before the end.
             ReportHook(
                 cfg.OUTPUT_DIR,
@@ -247,6 +246,8 @@ class UPDETRTrainer(DefaultTrainer):
             CheckpointHook.restore_data_loader(self.data_loader, extra)
         else:
             check_pretrained(self.cfg, self.checkpointer)
+            if not resume:  # after the weights, which may be those of the earlier run
+                set_aside_earlier_run(self.cfg.OUTPUT_DIR)
         if self.average is not None and self.average.num_updates is None:
             if self.checkpointer.resumed_from:
                 logger.warning(

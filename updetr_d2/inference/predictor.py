@@ -1,5 +1,6 @@
 """From a run, or a config and a checkpoint, to a model that takes images: for users, demos and export."""
 
+import logging
 import os
 from collections.abc import Sequence
 from typing import overload
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
+from detectron2.data.catalog import Metadata
 from PIL import Image
 from torch import nn
 
@@ -17,6 +19,7 @@ from updetr_d2.config.access import get_value
 from updetr_d2.config.build import build_model
 from updetr_d2.config.files import read_config
 from updetr_d2.data.dataset_mappers.oneshot import cut_patch
+from updetr_d2.data.datasets.classes import check_trained_classes
 from updetr_d2.data.datasets.names import ensure_registered
 from updetr_d2.data.transforms.image_io import read_image_rgb, stack_to_tensor, to_tensor
 from updetr_d2.data.transforms.read_options import ReadOptions
@@ -24,7 +27,9 @@ from updetr_d2.data.transforms.resize import DETRResize
 from updetr_d2.inference.results import Prediction
 from updetr_d2.modeling.fast.optimize import optimize_frozen
 from updetr_d2.tasks import check_config, task_of
-from updetr_d2.tasks.findings import Findings
+from updetr_d2.tasks.findings import Findings, PredictedClasses
+
+logger = logging.getLogger(__name__)
 
 # An image as users have it: path, PIL image or RGB uint8 [H, W, 3].
 ImageLike = str | os.PathLike | Image.Image | np.ndarray
@@ -69,6 +74,11 @@ def load_trained_model(cfg: CfgNode) -> nn.Module:
     Raises:
         ValueError: if the checkpoint does not hold every parameter: random ones would find nothing.
     """
+    return _load_checkpoint(cfg).model
+
+
+def _load_checkpoint(cfg: CfgNode) -> UPDETRCheckpointer:
+    """As :func:`load_trained_model`, with what the checkpoint says of itself."""
     if not cfg.MODEL.WEIGHTS:
         raise ValueError("MODEL.WEIGHTS is empty; add MODEL.WEIGHTS and the checkpoint of a trained model.")
     model = optimize_frozen(build_model(cfg), fuse=cfg.MODEL.FUSE_FROZEN).eval()
@@ -80,7 +90,7 @@ def load_trained_model(cfg: CfgNode) -> nn.Module:
             f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS} is no trained {cfg.MODEL.META_ARCHITECTURE} of this config: it "
             f"lacks {len(missing)} parameters, such as {missing[0]}."
         )
-    return model
+    return checkpointer
 
 
 class Predictor:
@@ -107,13 +117,30 @@ class Predictor:
     def __init__(self, cfg: CfgNode) -> None:
         self.cfg = cfg
         self.task = task_of(cfg)
-        self.model = load_trained_model(cfg)
+        checkpointer = _load_checkpoint(cfg)
+        self.model = checkpointer.model
         self.classes = self.task.predicted_classes(cfg)
+        if self.task.num_classes_key(cfg):
+            self._name_classes(checkpointer.trained_classes)
         self._resize = DETRResize.from_config(cfg, is_train=False)
+
+    def _name_classes(self, trained: Sequence[str]) -> None:
+        """Take the names from the checkpoint where the data set is not there; both must agree."""
+        if self.classes.names:
+            check_trained_classes(trained, self.cfg.DATASETS.TEST[0], weights=self.cfg.MODEL.WEIGHTS)
+        elif trained:
+            self.classes = PredictedClasses(
+                names=list(trained), metadata=Metadata(thing_classes=list(trained))
+            )
+        else:
+            logger.warning(
+                "Classes have numbers instead of names: the checkpoint tells none, DATASETS.TEST %s is not there.",
+                tuple(self.cfg.DATASETS.TEST),
+            )
 
     @classmethod
     def from_run(cls, folder: str | os.PathLike, *, options: Sequence = ()) -> "Predictor":
-        """The model that a run of ``tools/train_net.py`` has trained: the final one, or the last checkpoint.
+        """The model that a run of ``updetr train`` has trained: the final one, or the last checkpoint.
 
         Args:
             folder: the run's OUTPUT_DIR.
@@ -124,9 +151,7 @@ class Predictor:
         """
         config_file = os.path.join(folder, "config.yaml")
         if not os.path.isfile(config_file):
-            raise ValueError(
-                f"{folder} is no OUTPUT_DIR of a run of tools/train_net.py: it has no config.yaml."
-            )
+            raise ValueError(f"{folder} is no OUTPUT_DIR of a run of `updetr train`: it has no config.yaml.")
         return cls.from_config(config_file, weights=_trained_weights(folder), options=options)
 
     @classmethod
@@ -258,7 +283,7 @@ def as_rgb(image: ImageLike, options: ReadOptions) -> np.ndarray:
         return read_image_rgb(os.fspath(image), options=options)
     if isinstance(image, Image.Image):
         return np.array(image.convert("RGB"))
-    array = np.asarray(image)
+    array = np.require(image, requirements="W")  # PyTorch warns of arrays of PIL images, which are read-only
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
         raise ValueError(
             f"An image is a path, a PIL image or an RGB uint8 array [H, W, 3], not {array.dtype} "

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 from detectron2.config import get_cfg
 
+from updetr_d2.checkpoint.run_files import EARLIER_RUN
 from updetr_d2.config import add_updetr_config
 from updetr_d2.config.files import merge_config_file, refuse_alias_bomb
 from updetr_d2.config.flat import flat_config, flatten
@@ -29,7 +30,7 @@ _LOG_LINE = re.compile(r"^\[\d\d/\d\d \d\d:\d\d:\d\d\]")
 
 @dataclass
 class RunFolder:
-    """A run of ``tools/train_net.py``, finished or not, of any task.
+    """A run of ``updetr train``, finished or not, of any task.
 
     Attributes:
         path: its OUTPUT_DIR.
@@ -65,9 +66,7 @@ class RunFolder:
         path = Path(path)
         config_file = path / "config.yaml"
         if not config_file.is_file():
-            raise ValueError(
-                f"{path} is no OUTPUT_DIR of a run of tools/train_net.py: it has no config.yaml."
-            )
+            raise ValueError(f"{path} is no OUTPUT_DIR of a run of `updetr train`: it has no config.yaml.")
         problems: list[str] = []
         text = _read_if_possible(path / "log.txt", _read_log, "", problems)
         return cls(
@@ -88,9 +87,9 @@ class RunFolder:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The last value of each metric of evaluation; those of training runs go before those of files."""
+        """The last value of each metric: that of the training, unless an evaluation alone came after it."""
         last = {name: list(points.values())[-1] for name, points in self.curves.items() if "/" in name}
-        if last:
+        if last and not (self.evaluation_only and self.results):
             return last
         several = len(self.results) > 1
         return {
@@ -105,9 +104,14 @@ class RunFolder:
         return max((max(points) for name, points in self.curves.items() if "/" not in name), default=-1) + 1
 
     @property
+    def evaluation_only(self) -> bool:
+        """Whether the last call in the folder was with ``--eval-only``."""
+        return bool(self.arguments.get("eval_only"))
+
+    @property
     def state(self) -> str:
         """How far the run is, in words."""
-        if self.arguments.get("eval_only") and not self.curves:
+        if self.evaluation_only and not self.curves:
             return "evaluation only"
         planned = self.config.get("SOLVER.MAX_ITER")
         if not isinstance(planned, int):
@@ -122,7 +126,7 @@ class RunFolder:
         name, options = self.arguments.get("config_file"), self.arguments.get("opts") or []
         if not name or not isinstance(name, str) or not isinstance(options, list):
             return None
-        parts = ["python", "tools/train_net.py", "--config-file", name]
+        parts = ["updetr", "train", "--config-file", name]
         for name in ("num_gpus", "num_machines"):
             if self.arguments.get(name, 1) != 1:
                 parts += [f"--{name.replace('_', '-')}", str(self.arguments[name])]
@@ -226,7 +230,7 @@ def _read_analyses(path: Path, problems: list[str]) -> dict[str, ErrorAnalysis]:
     """Of the evaluations of the weights, and of their average."""
     found = {}
     files = [*path.glob(f"inference/*/{ERRORS_FILE}"), *path.glob(f"*/inference/*/{ERRORS_FILE}")]
-    for file in sorted(files):
+    for file in sorted(file for file in files if not _of_earlier_run(file, path)):
         analysis = _read_if_possible(file, ErrorAnalysis.read, None, problems)
         if analysis is not None:
             found[str(file.parent.relative_to(path))] = analysis
@@ -235,7 +239,11 @@ def _read_analyses(path: Path, problems: list[str]) -> dict[str, ErrorAnalysis]:
 
 def _find_pictures(path: Path) -> dict[str, list[Path]]:
     """The image files of a run by folder; of the folders of iterations, the last one."""
-    files = (file for file in path.rglob("*") if file.suffix.lower() in _IMAGE_TYPES and file.is_file())
+    files = (
+        file
+        for file in path.rglob("*")
+        if file.suffix.lower() in _IMAGE_TYPES and file.is_file() and not _of_earlier_run(file, path)
+    )
     folders: dict[str, list[Path]] = {}
     for file in sorted(files, key=lambda file: (file.parent, len(file.name), file.name)):
         folders.setdefault(str(file.parent.relative_to(path)), []).append(file)
@@ -243,6 +251,10 @@ def _find_pictures(path: Path) -> dict[str, list[Path]]:
     for name in iterations[:-1]:
         del folders[name]
     return folders
+
+
+def _of_earlier_run(file: Path, path: Path) -> bool:
+    return file.relative_to(path).parts[0].startswith(EARLIER_RUN)
 
 
 def is_number(value: object) -> bool:

@@ -105,6 +105,12 @@ class Task:
         """
         if (key := self.num_classes_key(cfg)) is not None:
             check_class_ids(cfg, dataset_dicts, key=key)
+        if cfg.INPUT.PROPOSALS.FILE:
+            logger.warning(
+                "INPUT.PROPOSALS.FILE %s is not used: a %s learns from labels, and boxes without them are for "
+                "pre-training (configs/custom/few_label_lite0_pretrain_clusters.yaml).",
+                *(cfg.INPUT.PROPOSALS.FILE, cfg.MODEL.META_ARCHITECTURE),
+            )
 
     def check_test_set(self, cfg: CfgNode, dataset_name: str, dataset_dicts: DatasetDicts) -> None:
         """Check before the first iteration what evaluation will need of the labels, beside its evaluator.

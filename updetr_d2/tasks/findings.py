@@ -1,6 +1,5 @@
 """What people see of a model's output for one image: instances with a score, pictures, names of classes."""
 
-import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +15,6 @@ from updetr_d2.data.datasets.classes import class_names
 from updetr_d2.data.datasets.names import ensure_registered
 from updetr_d2.data.datasets.panoptic_classes import PanopticClasses, is_panoptic
 from updetr_d2.visualization.boxes import draw_query_patches
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -61,8 +58,7 @@ class PredictedClasses:
         try:
             ensure_registered([dataset])
             names = class_names(dataset)
-        except (ValueError, OSError) as error:
-            logger.warning("Classes have numbers instead of names, as DATASETS.TEST is not there: %s", error)
+        except (ValueError, OSError):
             return cls()
         metadata = MetadataCatalog.get(dataset)
         if is_panoptic(dataset):

@@ -1,5 +1,6 @@
 """Pre-training on boxes without labels (``ObjectDETR``), evaluated on labeled objects of any class."""
 
+import logging
 from collections.abc import Callable, Sequence
 
 from detectron2.config import CfgNode
@@ -16,6 +17,9 @@ from updetr_d2.evaluation.class_agnostic import ClassAgnosticEvaluator
 from updetr_d2.evaluation.error_report import ErrorReport
 from updetr_d2.tasks.base import TASKS, Task
 from updetr_d2.tasks.findings import PredictedClasses
+from updetr_d2.utils.files import file_size, printable
+
+logger = logging.getLogger(__name__)
 
 # Images of the training set that are looked for in a file of proposals before training.
 _NUM_CHECKED = 1000
@@ -57,11 +61,27 @@ def check_proposals(cfg: CfgNode, dataset_dicts: DatasetDicts) -> None:
     if not cfg.INPUT.PROPOSALS.FILE:
         return
     proposals = Proposals.load(cfg.INPUT.PROPOSALS.FILE)
-    count = min(_NUM_CHECKED, len(dataset_dicts))
-    if not any(proposals.find(image_id_of(dataset_dicts[i])) is not None for i in range(count)):
+    first = [dataset_dicts[i] for i in range(min(_NUM_CHECKED, len(dataset_dicts)))]
+    found = [(each["file_name"], proposals.find(image_id_of(each))) for each in first]
+    known = [(file_name, boxes.file_size) for file_name, boxes in found if boxes is not None]
+    if not known:
         raise ValueError(
             f"INPUT.PROPOSALS.FILE {cfg.INPUT.PROPOSALS.FILE} knows none of the images of DATASETS.TRAIN "
             f"{tuple(cfg.DATASETS.TRAIN)}: make it from a data set of the same name or folder."
+        )
+    others = [name for name, size in known if size and (file_size(name) or size) != size]
+    if len(others) > len(known) / 2:
+        logger.warning(
+            "INPUT.PROPOSALS.FILE %s was made of images with the names of those in DATASETS.TRAIN %s, but other "
+            "files: %d of %d have another size, such as %s. Its boxes are where other images have objects, unless "
+            "these are the same images, saved anew: make it again with `updetr proposals`.",
+            *(
+                cfg.INPUT.PROPOSALS.FILE,
+                tuple(cfg.DATASETS.TRAIN),
+                len(others),
+                len(known),
+                printable(others[0]),
+            ),
         )
 
 

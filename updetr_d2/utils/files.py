@@ -40,6 +40,14 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
     _sync_folder(path.parent)
 
 
+def file_size(path: str | Path) -> int | None:
+    """Bytes of a file; None for what is no file, such as an image in a shard."""
+    try:
+        return os.path.getsize(path)
+    except (OSError, ValueError):
+        return None
+
+
 def printable(name: object) -> str:
     """A file name that any log can hold: bytes that are not UTF-8 as ``\\xe9``."""
     return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -31,6 +31,7 @@ def proposals(boxes=BOXES, width=100, clusters=()):
         source="test",
         keys=np.array([image_key("photo.png")], np.uint64),
         sizes=np.array([[width, 80]], np.int32),
+        file_sizes=np.zeros(1, np.int64),
         ends=np.array([len(boxes)]),
         boxes=to_units(np.array(boxes, float).reshape(-1, 4), width=width, height=80),
         scores=np.zeros(len(boxes), np.float32),

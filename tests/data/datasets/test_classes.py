@@ -5,6 +5,7 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from updetr_d2 import add_updetr_config
+from updetr_d2.data.datasets.classes import check_trained_classes
 from updetr_d2.tasks import task_of
 
 
@@ -86,7 +87,7 @@ def test_faster_rcnn_takes_its_number_too(register):
 
 
 def test_training_and_test_sets_must_have_the_same_classes(register):
-    names = register("train", ["cat", "dog"]), register("test", ["dog", "cat"])
+    names = register("train", ["cat", "dog"]), register("test", ["cat", "cow"])
     with pytest.raises(ValueError, match="'train' and 'test' have different classes"):
         derive_num_classes(make_cfg(), names)
 
@@ -118,3 +119,27 @@ def test_images_without_any_object_are_no_training_set():
     with pytest.raises(ValueError, match="not a single object"):
         check_class_ids(make_cfg(num_classes=2), [labelled(), labelled()])
     check_class_ids(make_cfg("UPDETR", 2), [{"file_name": "a.jpg"}])
+
+
+def test_the_same_classes_in_another_order_are_said_to_be_that(register):
+    """Numbers of a COCO file follow the ids of its categories."""
+    train, test = register("train", ["a", "b", "c"]), register("test", ["a", "c", "b"])
+    with pytest.raises(
+        ValueError, match=r"same classes in different orders \(class 1 is 'b' and 'c'\).*the ids of"
+    ):
+        derive_num_classes(make_cfg(), (train, test))
+
+
+def test_weights_of_the_same_classes_in_another_order_are_refused(register):
+    test = register("test", ["a", "b", "c"])
+    check_trained_classes(["a", "b", "c"], test, weights="model.pth")
+    check_trained_classes([], test, weights="official.pth")
+    with pytest.raises(
+        ValueError, match=r"MODEL\.WEIGHTS 'model\.pth' .*\(class 1 is 'c' and 'b'\).*in another order"
+    ):
+        check_trained_classes(["a", "c", "b"], test, weights="model.pth")
+
+
+def test_other_names_for_as_many_classes_are_told_only(register, caplog):
+    check_trained_classes(["a", "b"], register("test", ["a", "B"]), weights="model.pth")
+    assert "class 1 is 'b' and 'B'" in caplog.text and "right if these are other names" in caplog.text

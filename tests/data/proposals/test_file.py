@@ -25,6 +25,7 @@ def proposals(clusters=0):
         source="test",
         keys=keys[order],
         sizes=np.tile(np.array([640, 480], np.int32), (3, 1)),
+        file_sizes=np.array([100, 0, 200], np.int64),
         ends=np.cumsum([len(each) for each in units]),
         boxes=np.concatenate(units),
         scores=np.arange(3, dtype=np.float32),
@@ -42,6 +43,7 @@ def test_boxes_are_found_by_the_image_id(tmp_path, clusters):
         found = loaded.find(name)
         np.testing.assert_allclose(found.boxes, np.reshape(boxes, (-1, 4)), atol=0.01)
         assert found.size == (640, 480)
+        assert found.file_size == loaded.file_sizes[list(loaded.keys).index(image_key(name))]
         assert (found.clusters is None) == (clusters == 0)
     assert loaded.find("7").boxes.shape == (1, 4)  # an id is what it reads as
     assert loaded.find("other") is None
@@ -55,6 +57,7 @@ def test_a_box_is_never_without_area():
 WRONG = {
     "keys": lambda x: x[::-1],
     "sizes": lambda x: x * 0,
+    "file_sizes": lambda x: x[1:],
     "ends": lambda x: x + 1,
     "boxes": lambda x: x[:, [2, 3, 0, 1]],
     "scores": lambda x: x * np.nan,

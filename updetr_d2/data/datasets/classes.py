@@ -11,6 +11,10 @@ from updetr_d2.data.datasets.panoptic_classes import PanopticClasses, is_panopti
 
 logger = logging.getLogger(__name__)
 
+MEND_CLASS_ORDER = (
+    "Classes are numbered in the order of their ids in the file: give the categories of this one the ids of the "
+    "other."
+)
 # Of the images of a training set; deliberate backgrounds are fewer.
 MANY_EMPTY = 1 / 3
 
@@ -36,11 +40,18 @@ def derive_num_classes(cfg: CfgNode, dataset_names: Sequence[str], *, key: str) 
     first, *others = dataset_names
     classes = class_names(first)
     for other in others:
-        if class_names(other) != classes:
+        if class_names(other) == classes:
+            continue
+        both = f"({_differing(classes, class_names(other))})"
+        if sorted(class_names(other)) == sorted(classes):
             raise ValueError(
-                f"The data sets '{first}' and '{other}' have different classes ({_some(classes)} and "
-                f"{_some(class_names(other))}); those in DATASETS.TRAIN and DATASETS.TEST must agree."
+                f"The data sets '{first}' and '{other}' in DATASETS have the same classes in different orders "
+                f"{both}. {MEND_CLASS_ORDER}"
             )
+        raise ValueError(
+            f"The data sets '{first}' and '{other}' have different classes {both}; those in DATASETS.TRAIN and "
+            "DATASETS.TEST must agree."
+        )
     num_classes = get_value(cfg, key)
     if num_classes not in (0, len(classes)):
         raise ValueError(
@@ -86,6 +97,33 @@ def class_names(dataset_name: str) -> list[str]:
             "detector needs labelled data, such as coco:ANNOTATIONS.json@IMAGE_DIR."
         )
     return list(classes)
+
+
+def check_trained_classes(trained: Sequence[str], dataset_name: str, *, weights: str) -> None:
+    """Compare the classes that a model was trained on with those of a data set, which it knows by their numbers.
+
+    Other names are a warning: they may be other words for the same.
+
+    Args:
+        trained: names by contiguous id, of the checkpoint; empty, of one that does not tell, is not compared.
+        dataset_name: a registered data set with as many classes.
+        weights: path of the checkpoint.
+
+    Raises:
+        ValueError: if the names are the same in another order: a number would stand for another class.
+    """
+    classes = class_names(dataset_name)
+    if not trained or list(trained) == classes:
+        return
+    both = f"on classes that are not those of '{dataset_name}' ({_differing(trained, classes)})"
+    if sorted(trained) == sorted(classes):
+        raise ValueError(
+            f"MODEL.WEIGHTS '{weights}' was trained {both}: they are the same in another order. {MEND_CLASS_ORDER}"
+        )
+    logger.warning(
+        "MODEL.WEIGHTS '%s' was trained %s: right if these are other names for the same, in the same order.",
+        *(weights, both),
+    )
 
 
 def check_class_ids(cfg: CfgNode, dataset_dicts: Iterable[dict], *, key: str) -> None:
@@ -194,5 +232,13 @@ def check_masks(dataset_dicts: Iterable[dict], where: str, *, all_of_them: bool 
         )
 
 
-def _some(names: list[str], limit: int = 5) -> str:
+def _differing(first: Sequence[str], second: Sequence[str]) -> str:
+    """Two lists of classes in words: where they begin to differ, if they are as long."""
+    number = next((i for i, names in enumerate(zip(first, second)) if names[0] != names[1]), 0)
+    if len(first) == len(second) and number:
+        return f"class {number} is '{first[number]}' and '{second[number]}'"
+    return f"{_some(first)} and {_some(second)}"
+
+
+def _some(names: Sequence[str], limit: int = 5) -> str:
     return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")

@@ -9,7 +9,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from urllib.parse import unquote
 
@@ -394,11 +394,15 @@ def _check_category_ids(annotations: list[dict], categories: dict[str, dict], js
         if type(a.get("category_id")) is not int or a["category_id"] not in known
     )
     if unknown:
-        ids = ", ".join(each[:50] for each in list(unknown)[:10])
         raise AnnotationError(
-            f"{sum(unknown.values())} annotations of {json_file} have category ids ({ids}) that its "
-            f"'categories' do not define ({', '.join(list(categories)[:10])}, ...)."
+            f"{sum(unknown.values())} annotations of {json_file} have category ids ({_some(unknown)}) that its "
+            f"'categories' do not define ({_some(categories)})."
         )
+
+
+def _some(texts: Iterable[str], limit: int = 10) -> str:
+    texts = list(texts)
+    return ", ".join(each[:50] for each in texts[:limit]) + (", ..." if len(texts) > limit else "")
 
 
 def _is_list_of_dicts(value: object) -> bool:

@@ -260,9 +260,13 @@ class TrainLoader:
                 self.skipped_files.add(*skipped)
             if loaded.sample is None:
                 name, reason = loaded.skipped[-1]
+                several = len(loaded.skipped) < len(self.dataset)
+                advice = (
+                    ", or raise DATALOADER.MAX_CONSECUTIVE_FAILURES if so many may be bad" if several else ""
+                )
                 raise RuntimeError(
                     f"{len(loaded.skipped)} different images in a row could not be used, the last one {name} "
-                    f"({reason}): check {self.key} or raise DATALOADER.MAX_CONSECUTIVE_FAILURES."
+                    f"({reason}): check {self.key}{advice}."
                 )
             if loaded.position not in replayed:
                 self._pending.append(loaded.position)

@@ -13,7 +13,7 @@ import numpy as np
 
 from updetr_d2.utils.arrays import map_arrays, write_arrays
 
-VERSION = 1
+VERSION = 2
 # What a side of an image counts in boxes.
 UNITS = 65535
 
@@ -23,6 +23,7 @@ _TYPES = {
     "num_clusters": (np.int64, 0),
     "keys": (np.uint64, 1),
     "sizes": (np.int32, 2),
+    "file_sizes": (np.int64, 1),
     "ends": (np.int64, 1),
     "boxes": (np.uint16, 2),
     "scores": (np.float32, 1),
@@ -36,12 +37,14 @@ class ImageProposals:
 
     Attributes:
         size: (width, height) of the image in px.
+        file_size: bytes of the image's file; 0 if that is not known.
         boxes: float64 ``[N, 4]``, XYXY in px.
         scores: float32 ``[N]``, higher is better; comparable within the image.
         clusters: int64 ``[N]``, or None.
     """
 
     size: tuple[int, int]
+    file_size: int
     boxes: np.ndarray
     scores: np.ndarray
     clusters: np.ndarray | None = None
@@ -55,6 +58,7 @@ class Proposals:
         source: where the boxes come from, for people.
         keys: uint64 ``[I]``, ascending, :func:`image_key` of each image.
         sizes: int32 ``[I, 2]``, (width, height) px.
+        file_sizes: int64 ``[I]``, bytes of each image's file; 0 where it is in a shard.
         ends: int64 ``[I]``, where the boxes of each image end.
         boxes: uint16 ``[B, 4]``, XYXY in ``1 / UNITS`` of width and height.
         scores: float32 ``[B]``.
@@ -65,6 +69,7 @@ class Proposals:
     source: str
     keys: np.ndarray
     sizes: np.ndarray
+    file_sizes: np.ndarray
     ends: np.ndarray
     boxes: np.ndarray
     scores: np.ndarray
@@ -84,6 +89,7 @@ class Proposals:
         width, height = self.sizes[index].tolist()
         return ImageProposals(
             size=(width, height),
+            file_size=int(self.file_sizes[index]),
             boxes=self.boxes[begin:end] * (np.array([width, height, width, height]) / UNITS),
             scores=np.array(self.scores[begin:end]),
             clusters=np.array(self.clusters[begin:end], np.int64) if self.num_clusters else None,
@@ -99,6 +105,7 @@ class Proposals:
                 "num_clusters": np.array(self.num_clusters, np.int64),
                 "keys": self.keys,
                 "sizes": self.sizes,
+                "file_sizes": self.file_sizes,
                 "ends": self.ends,
                 "boxes": self.boxes,
                 "scores": self.scores,
@@ -151,19 +158,20 @@ def to_units(boxes: np.ndarray, *, width: int, height: int) -> np.ndarray:
 
 
 def _check(arrays: dict[str, np.ndarray]) -> None:
+    if arrays.get("version", VERSION) != VERSION:
+        raise ValueError(f"it is of version {arrays['version']}, this program reads {VERSION}")
     if set(arrays) != set(_TYPES):
         raise ValueError(f"it has the parts {sorted(arrays)}")
     for name, (kind, num_dims) in _TYPES.items():
         array = arrays[name]
         if not np.issubdtype(array.dtype, kind) or array.ndim != num_dims:
             raise ValueError(f"'{name}' is {array.dtype} of {array.ndim} dimensions")
-    if arrays["version"] != VERSION:
-        raise ValueError(f"it is of version {arrays['version']}, this program reads {VERSION}")
     keys, ends, boxes, clusters = (arrays[name] for name in ("keys", "ends", "boxes", "clusters"))
     num_images, num_boxes, num_clusters = len(keys), len(boxes), int(arrays["num_clusters"])
     consistent = {
         "keys": bool((keys[1:] > keys[:-1]).all()),
         "sizes": arrays["sizes"].shape == (num_images, 2) and bool((arrays["sizes"] > 0).all()),
+        "file_sizes": arrays["file_sizes"].shape == (num_images,),
         "ends": ends.shape == (num_images,)
         and bool((np.diff(ends, prepend=0) >= 0).all())
         and (int(ends[-1]) if num_images else 0) == num_boxes,

@@ -11,7 +11,7 @@ import torch
 
 from updetr_d2.data.datasets.names import DatasetDicts
 from updetr_d2.data.proposals.clusters import BoxFeatureMapper, fit_clusters
-from updetr_d2.data.proposals.file import Proposals, image_id_of, image_key
+from updetr_d2.data.proposals.file import VERSION, Proposals, image_id_of, image_key
 from updetr_d2.data.proposals.frozen_cnn import FrozenCNN
 from updetr_d2.data.proposals.parts import Parts, Results
 from updetr_d2.data.proposals.source import ProposalMapper
@@ -70,7 +70,7 @@ def make_proposals(
     """
     keys = image_keys(dataset)
     digest = hashlib.blake2b(keys.tobytes(), digest_size=16).hexdigest()
-    parts = Parts(parts_folder(output), {**description, "images": digest})
+    parts = Parts(parts_folder(output), {**description, "version": VERSION, "images": digest})
     boxes = parts.run("boxes", dataset, mapper(), num_workers=num_workers, part_size=part_size)
     if not len(boxes.indices):
         raise ValueError("No image could be used: see the skipped files.")
@@ -119,6 +119,7 @@ def _collect(boxes: Results, keys: np.ndarray, source: str) -> Proposals:
         source=source,
         keys=keys[order],
         sizes=boxes["size"][order],
+        file_sizes=boxes["file_size"][order],
         ends=np.cumsum(counts),
         boxes=boxes["boxes"][rows],
         scores=boxes["scores"][rows],

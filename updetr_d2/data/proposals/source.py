@@ -9,6 +9,7 @@ from detectron2.utils.registry import Registry
 
 from updetr_d2.data.proposals.file import to_units
 from updetr_d2.data.transforms.image_io import read_image_rgb
+from updetr_d2.utils.files import file_size
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,8 @@ class ProposalMapper:
     def __call__(self, dataset_dict: dict) -> dict[str, np.ndarray]:
         """
         Returns:
-            ``size`` int32 ``[1, 2]``, width and height; ``boxes`` uint16 ``[N, 4]`` as in :class:`.Proposals`;
-            ``scores`` float32 ``[N]``.
+            ``size`` int32 ``[1, 2]``, width and height; ``file_size`` int64 ``[1]``, ``boxes`` uint16 ``[N, 4]``
+            as in :class:`.Proposals`; ``scores`` float32 ``[N]``.
 
         Raises:
             UnusableImageError: if the image cannot be used.
@@ -120,6 +121,7 @@ class ProposalMapper:
         boxes, scores = boxes[usable][: self.num_boxes], scores[usable][: self.num_boxes]
         return {
             "size": np.array([[width, height]], np.int32),
+            "file_size": np.array([file_size(dataset_dict["file_name"]) or 0], np.int64),
             "boxes": to_units(boxes, width=width, height=height),
             "scores": scores,
         }
