@@ -96,6 +96,21 @@ def test_a_start_of_ones_own_is_for_the_first_detector(world, tmp_path):
     assert names == {f"{FEW_LABEL} cnn", f"{FEW_LABEL} mine", f"{FASTER_RCNN} cnn"}
 
 
+def test_a_sweep_goes_on_while_the_best_is_at_its_end(world, tmp_path):
+    """The config's rate is 3e-4, and the fake training is the better the larger its rate, up to 1e-3."""
+    arguments = [*world, "--starts", "cnn", "--detectors", FASTER_RCNN, "--rates", "0.25", "0.5"]
+    assert compare.main([*arguments, "--seeds", "1"]) == 0
+    (contestant,) = read(tmp_path)["contestants"]
+    assert list(contestant["rates_on_held_out_labels"]) == [
+        "7.5e-05",
+        "0.00015",
+        "0.0003",
+        "0.0006",
+        "0.0012",
+    ]
+    assert contestant["rate"] == pytest.approx(0.0012)
+
+
 def test_rates_are_chosen_on_held_out_labels_alone(world, tmp_path):
     arguments = [*world, "--starts", "cnn", "--detectors", FASTER_RCNN, "--rates", "0.5", "1", "10"]
     assert compare.main([*arguments, "--percent", "50", "100"]) == 0
@@ -104,7 +119,7 @@ def test_rates_are_chosen_on_held_out_labels_alone(world, tmp_path):
     rates = contestant["rates_on_held_out_labels"]
     assert contestant["rate"] == pytest.approx(3e-3) and rates["0.003"] == max(rates.values())
     swept = [json.loads(path.read_text()) for path in (tmp_path / "out" / "rates").glob("*/done.json")]
-    assert len(swept) == 3
+    assert len(swept) == 4  # the best was the largest: one beyond it
     for record in swept:
         options = dict(zip(record["command"][4::2], record["command"][5::2]))
         assert "held-out" in options["DATASETS.TEST"] and "test.json" not in " ".join(record["command"])

@@ -102,6 +102,14 @@ class Jobs:
                 self.stop()
                 raise
 
+    def run_more(
+        self, trainings: Sequence[Training], described: Callable[[Training], str] | None = None
+    ) -> None:
+        """As :meth:`run`, for trainings that ``total_iterations`` does not count."""
+        if trainings:
+            self._eta.skip(-sum(each.iterations for each in trainings))
+            self.run(trainings, described)
+
     def _watch(self, started: dict[Future, Training], described: Callable[[Training], str] | None) -> None:
         waiting = set(started)
         told = time.monotonic()

@@ -166,10 +166,13 @@ class Plan:
                 )
         return list(trainings.values())
 
-    def sweep(self, contestant: Contestant) -> dict[float, Training]:
+    def base_rates(self, contestant: Contestant) -> list[float]:
+        """Learning rates of ``rates``."""
+        return [contestant.base_rate * factor for factor in self.rates]
+
+    def sweep(self, contestant: Contestant, rates: Sequence[float]) -> dict[float, Training]:
         """Learning rate -> a training on one part of the labels that is measured on the other."""
         train, held_out = self.tuning
-        rates = [contestant.base_rate * factor for factor in self.rates]
         return {
             rate: self._training(
                 contestant,

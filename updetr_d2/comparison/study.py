@@ -14,6 +14,8 @@ from updetr_d2.comparison.verdict import Scores, Verdict, judge
 from updetr_d2.utils.files import write_text
 
 RESULTS = "compare.json"
+# Rates beyond ``--rates`` that a sweep goes on to, one after the other, while its best is at an end.
+MOST_FURTHER_RATES = 3
 
 
 @dataclass
@@ -112,7 +114,7 @@ def beside_pretraining(plan: Plan) -> list[Training]:
     """Trainings of the stage after it whose contestants need none: they leave no core idle beside it."""
     free = [each for each in plan.contestants if each.pretraining is None]
     if len(plan.rates) > 1:
-        return [training for each in free for training in plan.sweep(each).values()]
+        return [training for each in free for training in plan.sweep(each, plan.base_rates(each)).values()]
     rate = plan.rates[0]
     return [
         plan.measurement(each, subset, each.base_rate * rate)
@@ -128,17 +130,44 @@ def choose_rates(
     if len(plan.rates) == 1:
         return {}, {each.name: each.base_rate * plan.rates[0] for each in plan.contestants}
     say("\n=== Learning rates, chosen on held-out labels")
-    planned = {each.name: plan.sweep(each) for each in plan.contestants}
+    planned = {each.name: plan.sweep(each, plan.base_rates(each)) for each in plan.contestants}
     swept = [training for sweep in planned.values() for training in sweep.values()]
     jobs.run([each for each in swept if each not in made], result_words)
     sweeps = {
         name: {rate: read_measured(training) for rate, training in sweep.items()}
         for name, sweep in planned.items()
     }
+    for _ in range(MOST_FURTHER_RATES):
+        further = {
+            each.name: plan.sweep(each, (rate,))
+            for each in plan.contestants
+            if (rate := further_rate(sweeps[each.name], default=each.base_rate)) is not None
+        }
+        jobs.run_more([each for sweep in further.values() for each in sweep.values()], result_words)
+        for name, sweep in further.items():
+            sweeps[name] |= {rate: read_measured(training) for rate, training in sweep.items()}
     rates = {each.name: best_rate(sweeps[each.name], default=each.base_rate) for each in plan.contestants}
     for each in plan.contestants:
         say(f"{each.title}: rate {rates[each.name]:g}")
-    return sweeps, rates
+    return {name: dict(sorted(sweep.items())) for name, sweep in sweeps.items()}, rates
+
+
+def further_rate(measured: dict[float, Measured], *, default: float) -> float | None:
+    """The next learning rate if the best so far is at an end of the sweep, where a better one may lie beyond it.
+
+    Args:
+        measured, default: as for :func:`.results.best_rate`.
+
+    Returns:
+        as far from the best as the best is from its neighbor; None if it has others on both sides, or has learned
+        nothing.
+    """
+    best = best_rate(measured, default=default)
+    rates = sorted(measured)
+    if not measured[best].ap > 0 or best not in (rates[0], rates[-1]):
+        return None
+    neighbor = rates[1] if best == rates[0] else rates[-2]
+    return float(f"{best * best / neighbor:.6g}")
 
 
 def by_seed(subsets: list[Subset]) -> list[Subset]:
