@@ -91,9 +91,8 @@ def get_parser() -> argparse.ArgumentParser:
         nargs="+",
         type=float,
         default=[0.5, 1.0, 2.0],
-        help="factors of each config's SOLVER.BASE_LR to choose from; while the best is the smallest or the largest, up to "
-        "three beyond it are tried; one alone is not chosen but taken "
-        "(default: %(default)s)",
+        help="factors of each config's SOLVER.BASE_LR to choose from; while the best is the smallest or the "
+        "largest, up to three beyond it are tried; one alone is not chosen but taken (default: %(default)s)",
     )
     effort.add_argument(
         "--jobs",
