@@ -53,16 +53,8 @@ def _exported(tool, tmp_path_factory):
     return model, onnxruntime.InferenceSession(folder / "sub/model.onnx", options)
 
 
-@pytest.mark.slow
-@torch.no_grad()
-@pytest.mark.parametrize(
-    "sizes",
-    [[(128, 160)], [(64, 64)], [(70, 50), (64, 161), (97, 96)], [(33, 200)] * 4],
-    ids=["one", "small", "three of different sizes", "four"],
-)
-def test_onnxruntime_equals_pytorch_for_any_batch_and_size(exported, sizes):
-    """Compared with the ordinary forward pass of the model, which normalises and pads by itself."""
-    model, session = exported
+def check_equality(model, session, sizes):
+    """ONNX Runtime against the ordinary forward pass of the model, which normalises and pads by itself."""
     samples = [random_sample(height, width) for height, width in sizes]
     heads = model.forward_heads(samples)
     height, width = np.max(sizes, axis=0)
@@ -77,12 +69,24 @@ def test_onnxruntime_equals_pytorch_for_any_batch_and_size(exported, sizes):
 
 
 @pytest.mark.slow
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "sizes",
+    [[(128, 160)], [(64, 64)], [(70, 50), (64, 161), (97, 96)], [(33, 200)] * 4],
+    ids=["one", "small", "three of different sizes", "four"],
+)
+def test_onnxruntime_equals_pytorch_for_any_batch_and_size(exported, sizes):
+    check_equality(*exported, sizes)
+
+
+@pytest.mark.slow
 def test_the_file_says_how_to_prepare_images(exported):
     _, session = exported
     metadata = session.get_modelmeta().custom_metadata_map
     assert metadata["input_format"] == "BGR"
     assert (metadata["min_size_test"], metadata["max_size_test"]) == ("800", "1333")
     assert metadata["size_divisibility"] == "1"
+    assert metadata["activation"] == "softmax"
     assert json.loads(metadata["classes"]) == ["a", "b", "c", "d"]
     images, sizes = session.get_inputs()
     assert (images.type, images.shape[1]) == ("tensor(float)", 3)
@@ -106,7 +110,12 @@ def test_models_of_other_kinds_and_incomplete_weights_are_refused(tool, tmp_path
     assert not (tmp_path / "sub").exists()
 
 
-def test_deformable_models_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"DINOTransformer .* cannot be exported yet"):
-        export.export_onnx(tiny_model("DETR", *DINO), str(tmp_path / "model.onnx"))
-    assert not list(tmp_path.iterdir())
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_dino_is_exported_too(tool, tmp_path):
+    model = save_model(tmp_path, "DETR", *DINO)
+    assert tool.main(command(tmp_path)) == 0
+    session = onnxruntime.InferenceSession(tmp_path / "sub/model.onnx")
+    assert session.get_modelmeta().custom_metadata_map["activation"] == "sigmoid"
+    for sizes in ([(64, 96)], [(70, 50), (64, 161), (97, 96)]):
+        check_equality(model, session, sizes)

@@ -8,13 +8,15 @@ Inputs:
             of a batch stand in the upper left corner, what is beside them does not matter
     sizes   int64 [batch, 2], height and width of each image without padding
 Outputs:
-    logits  float32 [batch, queries, classes + 1]; softmax over the last axis, whose last entry is "no object"
+    logits  float32. With DETR's transformer [batch, queries, classes + 1]: softmax over the last axis, whose
+            last entry is "no object". Of Deformable DETR and DINO [batch, queries, classes]: sigmoid, and the
+            best of all queries and classes together are the detections
     boxes   float32 [batch, queries, 4]; center x, center y, width, height as fractions of the image
 
 Resize as in training first (INPUT.MIN_SIZE_TEST, INPUT.MAX_SIZE_TEST). The file's metadata hold the channel
-order, those sizes, the class names where known, and the number that height and width must be multiples of.
-Needs torch >= 2.6, onnx and onnxscript. Of a PanopticDETR the boxes can be exported (MODEL.META_ARCHITECTURE
-DETR), a UPDETR not at all, and Deformable DETR and DINO not yet.
+order, those sizes, the class names where known, "activation" (softmax or sigmoid), and the number that height and
+width must be multiples of. Needs torch >= 2.6, onnx and onnxscript. Of a PanopticDETR the boxes can be exported
+(MODEL.META_ARCHITECTURE DETR), a UPDETR not at all.
 """
 
 import argparse
@@ -30,6 +32,7 @@ from torch import Tensor, nn
 
 from updetr_d2.inference.predictor import load_trained_model, setup_inference_config
 from updetr_d2.modeling.meta_arch import DETR
+from updetr_d2.modeling.transformers.deformable_attention import MultiScaleDeformableAttention
 from updetr_d2.tasks.findings import PredictedClasses
 
 # Size (px) of the example that the graph is recorded with; all others work, too.
@@ -51,7 +54,8 @@ def export_onnx(model: nn.Module, path: str, *, metadata: dict[str, str] | None 
     """Write ``model`` as ONNX, see the head of this file.
 
     Args:
-        model: a plain DETR on any device; it is moved to the CPU and put in evaluation mode.
+        model: a plain DETR, on any transformer and device; it is moved to the CPU, put in evaluation mode, and its
+            deformable attention becomes that of ONNX's operators.
         path: file to write.
         metadata: written into the file as they are.
 
@@ -68,11 +72,9 @@ def export_onnx(model: nn.Module, path: str, *, metadata: dict[str, str] | None 
             f"{type(model.backbone).__name__} (MODEL.BACKBONE.NAME) takes the images of a batch one by one, which "
             "ONNX cannot hold: models with a CNN can be exported."
         )
-    if model.transformer.in_features:
-        raise ValueError(
-            f"{type(model.transformer).__name__} (MODEL.TRANSFORMER.NAME) cannot be exported yet: ONNX "
-            "Runtime does not run what comes out. Models with DETR's transformer can be exported."
-        )
+    for module in model.modules():
+        if isinstance(module, MultiScaleDeformableAttention):
+            module.use_grid_sample = True
     divisor = max(model.backbone.size_divisibility, 1)
     wrapper = TensorDETR(model.cpu()).eval()
     height, width = (side - side % -divisor for side in EXAMPLE_SIZE)
@@ -105,6 +107,7 @@ def describe(cfg: CfgNode) -> dict[str, str]:
         "input_format": cfg.INPUT.FORMAT,
         "min_size_test": str(cfg.INPUT.MIN_SIZE_TEST),
         "max_size_test": str(cfg.INPUT.MAX_SIZE_TEST),
+        "activation": "sigmoid" if cfg.MODEL.CRITERION.CLASS_LOSS == "focal" else "softmax",
         **({"classes": json.dumps(classes)} if classes else {}),
     }
 

@@ -94,11 +94,12 @@ def test_two_levels_by_hand():
     torch.testing.assert_close(attended, torch.tensor([[[3.5], [20.0]]]))
 
 
-def test_equals_the_definition():
+@pytest.mark.parametrize("use_grid_sample", [False, True])
+def test_equals_the_definition(use_grid_sample):
     inputs = random_inputs()
     value, locations, weights = inputs
     torch.testing.assert_close(
-        multi_scale_deformable_attention(value, SHAPES, locations, weights),
+        multi_scale_deformable_attention(value, SHAPES, locations, weights, use_grid_sample=use_grid_sample),
         loop_reference(value, SHAPES, locations, weights),
     )
 

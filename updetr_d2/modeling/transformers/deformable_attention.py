@@ -20,7 +20,12 @@ _MARGIN = 2
 
 
 def multi_scale_deformable_attention(
-    value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor
+    value: Tensor,
+    shapes: list[tuple[int, int]],
+    locations: Tensor,
+    weights: Tensor,
+    *,
+    use_grid_sample: bool = False,
 ) -> Tensor:
     """Weighted sums of values at positions between the tokens of several levels.
 
@@ -34,6 +39,7 @@ def multi_scale_deformable_attention(
         locations: ``[B, Q, A, L, P, 2]``, (x, y) as fractions of the level's width and height; float32 or float64
             (bfloat16 can't tell neighboring positions apart).
         weights: ``[B, Q, A, L, P]``.
+        use_grid_sample: as ``grid_sample`` instead of bags of rows: slower, but ONNX has an operator for it.
 
     Returns:
         ``[B, Q, A·D]`` of ``value``'s dtype, computed in float32 at least.
@@ -53,8 +59,9 @@ def multi_scale_deformable_attention(
         locations.to(compute_dtype).unbind(dim=3),
         weights.to(compute_dtype).unbind(dim=3),
     )
+    attend_level = _sample_level if use_grid_sample else _LevelAttention.apply
     sums = [
-        _LevelAttention.apply(tokens.unflatten(1, shape), level_locations, level_weights)
+        attend_level(tokens.unflatten(1, shape), level_locations, level_weights)
         for shape, tokens, level_locations, level_weights in levels
     ]
     return sum(sums[1:], start=sums[0]).flatten(2).to(value.dtype)
@@ -68,6 +75,9 @@ class MultiScaleDeformableAttention(nn.Module):
         num_heads: A; divides C.
         num_levels: L.
         num_points: P, positions of a query in each level and head.
+
+    Attributes:
+        use_grid_sample: see :func:`multi_scale_deformable_attention`; False at first.
 
     Raises:
         ValueError: if ``num_heads`` does not divide ``hidden_dim``.
@@ -87,6 +97,7 @@ class MultiScaleDeformableAttention(nn.Module):
         self.num_heads = num_heads
         self.num_levels = num_levels
         self.num_points = num_points
+        self.use_grid_sample = False
         self.sampling_offsets = nn.Linear(hidden_dim, num_heads * num_levels * num_points * 2)
         self.attention_weights = nn.Linear(hidden_dim, num_heads * num_levels * num_points)
         self.value_proj = nn.Linear(hidden_dim, hidden_dim)
@@ -142,6 +153,7 @@ class MultiScaleDeformableAttention(nn.Module):
             shapes,
             self._locations(query, reference, shapes),
             weights.unflatten(-1, (self.num_levels, self.num_points)),
+            use_grid_sample=self.use_grid_sample,
         )
         return self.output_proj(attended)
 
@@ -157,6 +169,15 @@ class MultiScaleDeformableAttention(nn.Module):
             centers, sizes = reference.split(2, dim=-1)
             return centers + offsets * sizes * (0.5 / self.num_points)
         raise ValueError(f"reference must have 2 or 4 coordinates, not {reference.shape[-1]}.")
+
+
+def _sample_level(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+    """As :meth:`_LevelAttention.forward`, by :func:`torch.nn.functional.grid_sample`, an image for each head."""
+    maps = value.permute(0, 3, 4, 1, 2).flatten(0, 1)  # [B·A, D, H, W]
+    grid = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # [B·A, Q, P, 2], from -1 to 1
+    points = F.grid_sample(maps, grid, align_corners=False)  # [B·A, D, Q, P]
+    sums = (points * weights.transpose(1, 2).flatten(0, 1)[:, None]).sum(dim=-1)
+    return sums.unflatten(0, (value.shape[0], -1)).permute(0, 3, 1, 2)
 
 
 class _LevelAttention(torch.autograd.Function):
