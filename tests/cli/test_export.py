@@ -110,6 +110,12 @@ def test_models_of_other_kinds_and_incomplete_weights_are_refused(tool, tmp_path
     assert not (tmp_path / "sub").exists()
 
 
+def test_proposals_thinned_out_are_refused_with_the_key(tool, tmp_path, capsys):
+    save_model(tmp_path, "DETR", *DINO, "MODEL.DEFORMABLE.PROPOSAL_NMS_THRESH", 0.7)
+    assert tool.main(command(tmp_path)) == 1
+    assert "add MODEL.DEFORMABLE.PROPOSAL_NMS_THRESH 1.0" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @torch.no_grad()
 def test_a_dino_is_exported_too(tool, tmp_path):

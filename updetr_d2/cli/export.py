@@ -72,6 +72,12 @@ def export_onnx(model: nn.Module, path: str, *, metadata: dict[str, str] | None 
             f"{type(model.backbone).__name__} (MODEL.BACKBONE.NAME) takes the images of a batch one by one, which "
             "ONNX cannot hold: models with a CNN can be exported."
         )
+    if getattr(model.transformer, "proposal_nms_threshold", 1.0) < 1.0:
+        raise ValueError(
+            "The proposals of this model are thinned out by NMS, which the exporter cannot follow: add "
+            "MODEL.DEFORMABLE.PROPOSAL_NMS_THRESH 1.0, which exports it without (docs/GETTING_STARTED.md#export "
+            "says what that did to AP)."
+        )
     for module in model.modules():
         if isinstance(module, MultiScaleDeformableAttention):
             module.use_grid_sample = True
