@@ -97,8 +97,8 @@ def test_a_start_of_ones_own_is_for_the_first_detector(world, tmp_path):
 
 
 def test_a_sweep_goes_on_while_the_best_is_at_its_end(world, tmp_path):
-    """The config's rate is 3e-4, and the fake training is the better the larger its rate, up to 1e-3."""
-    arguments = [*world, "--starts", "cnn", "--detectors", FASTER_RCNN, "--rates", "0.25", "0.5"]
+    """The config's rate is 1.2e-3, and the fake training is the better the larger its rate, up to 1e-3."""
+    arguments = [*world, "--starts", "cnn", "--detectors", FASTER_RCNN, "--rates", "0.0625", "0.125"]
     assert compare.main([*arguments, "--seeds", "1"]) == 0
     (contestant,) = read(tmp_path)["contestants"]
     assert list(contestant["rates_on_held_out_labels"]) == [
@@ -112,7 +112,7 @@ def test_a_sweep_goes_on_while_the_best_is_at_its_end(world, tmp_path):
 
 
 def test_rates_are_chosen_on_held_out_labels_alone(world, tmp_path):
-    arguments = [*world, "--starts", "cnn", "--detectors", FASTER_RCNN, "--rates", "0.5", "1", "10"]
+    arguments = [*world, "--starts", "cnn", "--detectors", FASTER_RCNN, "--rates", "0.125", "0.25", "2.5"]
     assert compare.main([*arguments, "--percent", "50", "100"]) == 0
     content = read(tmp_path)
     (contestant,) = content["contestants"]

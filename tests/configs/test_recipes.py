@@ -293,6 +293,18 @@ def test_few_labels_get_a_dense_signal():
     assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.BACKBONE_MULTIPLIER) == (0.001, 0.6)
 
 
+def test_small_recipes_have_the_rates_that_were_chosen_on_held_out_labels():
+    """Sweeps of five in docs/EVIDENCE.md."""
+    chosen = {
+        "custom/faster_rcnn_lite0.yaml": 0.0012,
+        "custom/faster_rcnn_lite0_256px.yaml": 0.0006,
+        "custom/few_label_lite0_256px.yaml": 0.002,
+        "cutouts/detr_lite0_cutouts.yaml": 0.002,
+        "cutouts/updetr_lite0_cutouts_detection.yaml": 0.001,
+    }
+    assert {name: load(name).SOLVER.BASE_LR for name in chosen} == chosen
+
+
 def test_recipes_of_256_px_are_those_of_128_px_at_twice_the_size():
     changed = {}
     for detector in ("few_label_lite0", "faster_rcnn_lite0"):
