@@ -20,6 +20,7 @@ width must be multiples of. Needs torch >= 2.6, onnx and onnxscript. Of a Panopt
 """
 
 import argparse
+import copy
 import json
 import logging
 import os
@@ -50,12 +51,48 @@ class TensorDETR(nn.Module):
         return self.model.forward_tensors(images, sizes)
 
 
+def exportable(model: DETR) -> DETR:
+    """A copy on the CPU in evaluation mode that computes the same in operators and terms that the exporter knows.
+
+    Args:
+        model: any, whose images have sides that are multiples of ``backbone.size_divisibility``.
+    """
+    model = copy.deepcopy(model).cpu().eval()
+    for module in list(model.modules()):
+        if isinstance(module, MultiScaleDeformableAttention):
+            module.use_grid_sample = True
+        for name, child in module.named_children():
+            if type(child).__name__ == "Conv2dSame":  # timm's, which is an extra
+                setattr(module, name, _with_fixed_padding(child))
+    return model
+
+
+def _with_fixed_padding(conv: nn.Conv2d) -> nn.Sequential:
+    """TensorFlow's "same" padding of sides that the stride divides; for other sizes it would be another one.
+
+    Worked out for any size it makes the terms of all sizes behind it so long that tracing takes many minutes.
+    """
+    plain = nn.Conv2d(
+        conv.in_channels,
+        conv.out_channels,
+        tuple(conv.kernel_size),
+        stride=tuple(conv.stride),
+        dilation=tuple(conv.dilation),
+        groups=conv.groups,
+        bias=conv.bias is not None,
+    )
+    plain.weight, plain.bias = conv.weight, conv.bias
+    sides = zip(conv.kernel_size, conv.stride, conv.dilation)
+    totals = [max((size - 1) * dilation + 1 - stride, 0) for size, stride, dilation in sides]
+    (top, bottom), (left, right) = ((total // 2, total - total // 2) for total in totals)
+    return nn.Sequential(nn.ZeroPad2d((left, right, top, bottom)), plain)
+
+
 def export_onnx(model: nn.Module, path: str, *, metadata: dict[str, str] | None = None) -> None:
     """Write ``model`` as ONNX, see the head of this file.
 
     Args:
-        model: a plain DETR, on any transformer and device; it is moved to the CPU, put in evaluation mode, and its
-            deformable attention becomes that of ONNX's operators.
+        model: a plain DETR, on any transformer and device; not changed.
         path: file to write.
         metadata: written into the file as they are.
 
@@ -78,11 +115,9 @@ def export_onnx(model: nn.Module, path: str, *, metadata: dict[str, str] | None 
             "MODEL.DEFORMABLE.PROPOSAL_NMS_THRESH 1.0, which exports it without (docs/GETTING_STARTED.md#export "
             "says what that did to AP)."
         )
-    for module in model.modules():
-        if isinstance(module, MultiScaleDeformableAttention):
-            module.use_grid_sample = True
+    model = exportable(model)
     divisor = max(model.backbone.size_divisibility, 1)
-    wrapper = TensorDETR(model.cpu()).eval()
+    wrapper = TensorDETR(model).eval()
     height, width = (side - side % -divisor for side in EXAMPLE_SIZE)
     # Different sizes in the example, so that nothing of it is taken for a constant.
     examples = (
@@ -90,6 +125,8 @@ def export_onnx(model: nn.Module, path: str, *, metadata: dict[str, str] | None 
         torch.tensor([[height, width // 2], [height // 2, width]]),
     )
     dynamic = torch.export.Dim.DYNAMIC
+    # As multiples, so that the sizes of all feature maps are simple terms: else tracing takes many minutes.
+    sides = [divisor * torch.export.Dim(name, min=1) if divisor > 1 else dynamic for name in ("rows", "columns")]
     with torch.no_grad():
         program = torch.onnx.export(
             wrapper,
@@ -98,7 +135,7 @@ def export_onnx(model: nn.Module, path: str, *, metadata: dict[str, str] | None 
             verbose=False,
             input_names=["images", "sizes"],
             output_names=["logits", "boxes"],
-            dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic}, {0: dynamic}),
+            dynamic_shapes=({0: dynamic, 2: sides[0], 3: sides[1]}, {0: dynamic}),
         )
     assert program is not None  # as dynamo=True says
     program.model.metadata_props.update({"size_divisibility": str(divisor), **(metadata or {})})
