@@ -110,6 +110,18 @@ def test_models_of_other_kinds_and_incomplete_weights_are_refused(tool, tmp_path
     assert not (tmp_path / "sub").exists()
 
 
+@pytest.mark.parametrize(
+    ("kernel", "stride", "dilation"), [(3, 2, 1), (5, 2, 1), (3, 1, 2), (1, 2, 1), ((5, 3), (2, 1), 1)]
+)
+@torch.no_grad()
+def test_same_padding_of_tensorflow_is_fixed_for_the_export(kernel, stride, dilation):
+    layers = pytest.importorskip("timm.layers")
+    options = {"stride": stride, "dilation": dilation, "groups": 2}
+    conv = layers.Conv2dSame(4, 4, kernel, **options)
+    images = torch.rand(2, 4, 64, 32)
+    torch.testing.assert_close(export._with_fixed_padding(conv)(images), conv(images))
+
+
 def test_proposals_thinned_out_are_refused_with_the_key(tool, tmp_path, capsys):
     save_model(tmp_path, "DETR", *DINO, "MODEL.DEFORMABLE.PROPOSAL_NMS_THRESH", 0.7)
     assert tool.main(command(tmp_path)) == 1
@@ -119,7 +131,8 @@ def test_proposals_thinned_out_are_refused_with_the_key(tool, tmp_path, capsys):
 @pytest.mark.slow
 @torch.no_grad()
 def test_a_dino_is_exported_too(tool, tmp_path):
-    model = save_model(tmp_path, "DETR", *DINO)
+    layers = ("MODEL.DETR.ENC_LAYERS", 1, "MODEL.DETR.DEC_LAYERS", 1)  # tracing takes long
+    model = save_model(tmp_path, "DETR", *DINO, *layers)
     assert tool.main(command(tmp_path)) == 0
     session = onnxruntime.InferenceSession(tmp_path / "sub/model.onnx")
     assert session.get_modelmeta().custom_metadata_map["activation"] == "sigmoid"
