@@ -62,7 +62,7 @@ def _measure(
     inputs: list[Tensor],
     device: torch.device,
 ) -> list[Measurement]:
-    attentions = {"ours": multi_scale_deformable_attention}
+    attentions: dict[str, Callable] = {"ours": multi_scale_deformable_attention}
     if args.compare:
         attentions["reference"] = grid_sample_attention
         assert_same_results(shapes, inputs)
