@@ -4,6 +4,7 @@ The reference is ``grid_sample`` level by level, as in the implementations witho
 gradients, then forward and backward, with the memory that each takes.
 """
 
+import functools
 import math
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
@@ -11,13 +12,14 @@ from collections.abc import Callable
 import torch
 from detectron2.config import CfgNode
 from torch import Tensor
-from torch.nn import functional as F
 
 from benchmarks.speed.timing import Measurement, measure_in_turn, peak_memory
 from updetr_d2.modeling.transformers.deformable_attention import multi_scale_deformable_attention
 
 STRIDES = (8, 16, 32, 64)
 NUM_POINTS = 4
+
+grid_sample_attention = functools.partial(multi_scale_deformable_attention, use_grid_sample=True)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -118,18 +120,3 @@ def assert_same_results(shapes: list[tuple[int, int]], inputs: list[Tensor]) -> 
     for x, y in zip(ours, reference):
         scale = y.abs().max()
         assert torch.allclose(x / scale, y / scale, atol=1e-4), "the reference's attention differs from ours"
-
-
-def grid_sample_attention(
-    value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor
-) -> Tensor:
-    """:func:`multi_scale_deformable_attention` by :func:`torch.nn.functional.grid_sample`."""
-    batch_size, _, num_heads, _ = value.shape
-    levels = value.split([height * width for height, width in shapes], dim=1)
-    output = torch.zeros((), device=value.device)
-    for tokens, shape, points, point_weights in zip(levels, shapes, locations.unbind(3), weights.unbind(3)):
-        images = tokens.permute(0, 2, 3, 1).unflatten(-1, shape).flatten(0, 1)
-        sampled = F.grid_sample(images, (2 * points - 1).transpose(1, 2).flatten(0, 1), align_corners=False)
-        sums = (sampled * point_weights.transpose(1, 2).flatten(0, 1)[:, None]).sum(dim=-1)
-        output = output + sums.unflatten(0, (batch_size, num_heads))
-    return output.flatten(1, 2).transpose(1, 2)

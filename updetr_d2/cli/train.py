@@ -103,15 +103,15 @@ def load_for_evaluation(cfg: CfgNode, resume: bool) -> nn.Module:
     checkpointer = UPDETRCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
     checkpointer.averaged = cfg.MODEL.EMA_WEIGHTS
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    weights = checkpointer.resumed_from or cfg.MODEL.WEIGHTS
     if random := checkpointer.parameters_not_loaded():
         logger.warning(
             "%d parameters, such as %s, are not in MODEL.WEIGHTS '%s': their random values are evaluated.",
             len(random),
             random[0],
-            checkpointer.resumed_from or cfg.MODEL.WEIGHTS,
+            weights,
         )
     if cfg.DATASETS.TEST and task_of(cfg).num_classes_key(cfg):
-        weights = checkpointer.resumed_from or cfg.MODEL.WEIGHTS
         check_trained_classes(checkpointer.trained_classes, cfg.DATASETS.TEST[0], weights=weights)
     return model
 
