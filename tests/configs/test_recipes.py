@@ -294,7 +294,7 @@ def test_few_labels_get_a_dense_signal():
 
 
 def test_small_recipes_have_the_rates_that_were_chosen_on_held_out_labels():
-    """Sweeps of five in docs/EVIDENCE.md."""
+    """docs/FEW_LABELS.md has the sweeps of Faster R-CNN, docs/EVIDENCE.md the others."""
     chosen = {
         "custom/faster_rcnn_lite0.yaml": 0.0012,
         "custom/faster_rcnn_lite0_256px.yaml": 0.0006,
