@@ -126,23 +126,38 @@ def test_errors_of_the_mapper_come_through(num_workers):
     ] == [0, 1]
 
 
-@pytest.mark.slow
-def test_the_run_ends_with_the_sentence_and_without_hanging():
-    """A whole process, with a real traceback at its end."""
-    code = (
-        "import signal, time, test_workers\n"
-        "for _ in test_workers.loader(test_workers.DeadlyDataset(signal.SIGKILL)): time.sleep(0.05)\n"
-    )
-    folder = os.path.dirname(__file__)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([folder, *sys.path])}
+def last_line_of_process(code: str, **environment: str) -> str:
+    """Run a whole process that imports this module, with a real traceback at its end; gives the last line."""
+    path = os.pathsep.join([os.path.dirname(__file__), *sys.path])
     result = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", f"import signal, time, test_workers\n{code}"],
+        env={**os.environ, "PYTHONPATH": path, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert result.returncode == 1
-    last = result.stderr.strip().splitlines()[-1]
+    return result.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_the_run_ends_with_the_sentence_and_without_hanging():
+    last = last_line_of_process(
+        "for _ in test_workers.loader(test_workers.DeadlyDataset(signal.SIGKILL)): time.sleep(0.05)"
+    )
     assert last.startswith(
         "RuntimeError: A loader worker was ended by the system (Killed), most likely because"
     )
+
+
+@pytest.mark.slow
+def test_a_temporary_folder_in_which_no_socket_can_be_made_is_told_before_the_training_waits(tmp_path):
+    folder = tmp_path / ("long" * 30)  # the path of a socket has at most 107 characters
+    folder.mkdir()
+    last = last_line_of_process("next(iter(test_workers.loader(test_workers.SAMPLES)))", TMPDIR=str(folder))
+    assert last.startswith("OSError: Loader workers need a temporary folder for their sockets")
+    assert "(AF_UNIX path too long)" in last
+    assert "set TMPDIR" in last
 
 
 def test_workers_share_the_memory_of_a_process_that_a_launcher_has_spawned():

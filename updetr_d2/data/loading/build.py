@@ -22,7 +22,7 @@ from updetr_d2.data.loading.samples import (
     TolerantDataset,
     block_sizes,
 )
-from updetr_d2.data.loading.workers import SampleLoader
+from updetr_d2.data.loading.workers import SampleLoader, check_sockets
 
 logger = logging.getLogger(__name__)
 
@@ -184,6 +184,9 @@ class TrainLoader:
             image its own.
         key: where the names of the data sets stand, for messages.
 
+    Raises:
+        OSError: if loader processes could not hand samples over.
+
     Attributes:
         skipped_files: files of the batches so far that could not be used.
     """
@@ -204,6 +207,8 @@ class TrainLoader:
         batches_per_scale: int = 0,
         key: str = "DATASETS.TRAIN",
     ) -> None:
+        if num_workers > 0:  # the loader itself is made with the first batch
+            check_sockets()
         self.dataset = dataset
         self.mapper = mapper
         self.key = key

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from multiprocessing.connection import Listener
 from types import FrameType
 from typing import Any
 
@@ -49,6 +50,9 @@ class SampleLoader:
         prefetch: samples to prepare ahead, all workers together.
         pin_memory: put tensors into page-locked memory, from which copies to a GPU run beside its work.
         chunk_size: samples that a worker hands over together (:mod:`~updetr_d2.data.loading.handover`).
+
+    Raises:
+        OSError: if workers could not hand samples over, for want of a temporary folder.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class SampleLoader:
         self._packed = num_workers > 0
         if num_workers > 0:
             _allow_many_open_files()
+            check_sockets()
             dataset = PackedSamples(dataset)
             # The types of ``BatchSampler`` want a Sampler or an Iterable of int.
             sampler = BatchSampler(sampler, chunk_size, drop_last=False)
@@ -170,6 +175,23 @@ def _start_worker(_worker_id: int) -> None:
     inherited = signal.getsignal(signal.SIGTERM)
     if callable(inherited):  # PyTorch has put its own in the place of the one that came with the fork
         signal.signal(signal.SIGTERM, inherited)
+
+
+def check_sockets() -> None:
+    """Open a socket as workers do to hand tensors over, in a folder that they inherit.
+
+    A worker that could not would lose its samples without an error, and the training wait for them forever.
+
+    Raises:
+        OSError: if the temporary folder is full, or its path too long for a socket.
+    """
+    try:
+        Listener(family="AF_UNIX").close()
+    except OSError as error:
+        raise OSError(
+            f"Loader workers need a temporary folder for their sockets, and none could be opened there ({error}): "
+            "make room in it, or set TMPDIR to another one with a short path."
+        ) from error
 
 
 def _allow_many_open_files() -> None:
