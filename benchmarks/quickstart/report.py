@@ -15,7 +15,7 @@ from updetr_d2.visualization.boxes import DPI, add_box, patch_colors, pixels_of
 
 # Lowest score of boxes that are drawn; focal loss gives low ones.
 THRESHOLD = 0.3
-_PANEL_INCHES = (4.0, 3.2)
+_PANEL_INCHES = (4.0, 3.3)
 
 
 def text(content: dict, patches: dict[str, float], files: Places) -> str:
