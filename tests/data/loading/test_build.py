@@ -1,7 +1,9 @@
 """Loaders: a stream that seed and position alone decide, exact resume, and files that cannot be used."""
 
+import errno
 import itertools
 import logging
+import os
 import random
 from collections import Counter
 
@@ -15,6 +17,7 @@ from detectron2.utils import comm
 from PIL import Image
 
 from updetr_d2 import add_updetr_config
+from updetr_d2.data.loading import workers
 from updetr_d2.data.loading.build import build_test_loader, build_train_loader
 from updetr_d2.data.loading.samples import SkippedFiles, StreamSampler, seeded_generators
 from updetr_d2.data.transforms.image_io import UnusableImageError
@@ -200,6 +203,15 @@ class TestTrainLoader:
     def test_no_data_set_is_an_error(self):
         with pytest.raises(ValueError, match=r"DATASETS\.TRAIN"):
             build_train_loader(small_cfg(), mapper=ToyMapper())
+
+    def test_workers_without_sockets_are_refused_before_the_first_batch(self, monkeypatch):
+        def no_room(**_kwargs):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/pymp")
+
+        monkeypatch.setattr(workers, "Listener", no_room)
+        with pytest.raises(OSError, match=r"temporary folder.*\(.*No space left on device.*set TMPDIR"):
+            toy_loader("DATALOADER.NUM_WORKERS", 1)
+        toy_loader("DATALOADER.NUM_WORKERS", 0)
 
 
 class TestResume:
